@@ -1,0 +1,1 @@
+"""The contracts between the layers: Task, Batch, LossTerms, Sum and Rows, RunConfig, Stage, the registry."""

@@ -1,0 +1,62 @@
+"""The literal table of tasks, and the one way to name a class or function outside voxray: `module:attribute`."""
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxray.config.errors import InputError
+from voxray.core.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from voxray.core.task import Task
+
+# A Ray worker starts as a bare process, so tasks are looked up here and not registered by importing them.
+TASKS: dict[str, tuple[str, str]] = {
+    "cxr_memory": ("voxray.tasks.cxr_memory.config:Config", "voxray.tasks.cxr_memory.task:CxrMemory"),
+}
+
+
+def import_object(reference: str) -> Any:
+    """Return the object that `module:attribute` names; modules of the working directory are found too.
+
+    Raises InputError when the module or the attribute does not exist.
+    """
+    module_name, _, attribute = reference.partition(":")
+    working_directory = str(Path.cwd())
+    if working_directory not in sys.path:
+        sys.path.append(working_directory)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"'{reference}' cannot be imported: {error}; write `module:name` of something importable from here"
+        ) from error
+
+
+def config_class(task: str) -> type[RunConfig]:
+    """Return the config class of a task: from the table, or `Class.Config` of a task outside voxray."""
+    if task in TASKS:
+        return import_object(TASKS[task][0])
+    return import_object(_outside(task)).Config
+
+
+def aliases(task: str) -> dict[str, str]:
+    """Return the task's table of guide's spellings, `ALIASES` in its config module; empty for a task outside voxray."""
+    if task not in TASKS:
+        return {}
+    return getattr(importlib.import_module(TASKS[task][0].partition(":")[0]), "ALIASES", {})
+
+
+def task_class(task: str) -> "type[Task]":
+    """Return the Task class that a config's `task` names."""
+    return import_object(TASKS[task][1] if task in TASKS else _outside(task))
+
+
+def _outside(task: str) -> str:
+    if ":" in task:
+        return task
+    near = difflib.get_close_matches(task, TASKS, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"voxray has: {', '.join(TASKS)};"
+    raise InputError(f"no task is called '{task}'; {hint} a task of your own is written `module:Class`")

@@ -1,0 +1,28 @@
+"""What a row of a dataset is: its columns with dtypes, shapes and units, and the group that no split may share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `dtype` is a numpy name or `text`; `shape` is one row's shape, () for a scalar.
+
+    A `None` in `shape` is a size that only the raw files tell; the manifest holds the size that was found.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...] = ()
+    unit: str = ""
+    names: tuple[str, ...] = ()  # what the entries of the last axis are called, e.g. the labels
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a dataset's rows. `sample_id` names a row, `group` the unit that splits are made of."""
+
+    columns: Mapping[str, Column]
+    group: str
+    sample_id: str = "sample_id"

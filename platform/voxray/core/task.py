@@ -1,0 +1,137 @@
+"""`Task`: one research problem, whole. It knows nothing of Ray; the loop and the data layer call its methods."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from voxray.core.batch import Batch, Columns
+from voxray.core.evaluation import Evaluation
+from voxray.core.losses import LossTerms
+from voxray.core.run_config import RunConfig, Stage
+from voxray.core.schema import Schema
+
+# A raw row: the schema's columns, or what a map stage needs to make them (a file's path, an index into a session).
+RawRow = dict[str, Any]
+Summary = dict[str, float | list[float]]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A raw row that cannot be used: where it stands (`file.csv row 17`) and why, with the mend."""
+
+    origin: str
+    reason: str
+
+
+class BadRowError(Exception):
+    """Raised by a map stage for a row that cannot be used; the message is the reason, with the file's name."""
+
+
+@dataclass(frozen=True)
+class MapStage:
+    """A pure function of one row, run by Ray Data tasks when raw files are prepared. It may raise BadRowError."""
+
+    name: str
+    function: Callable[[RawRow], RawRow]
+
+
+@dataclass(frozen=True)
+class SynthReport:
+    """What a synthetic dataset holds: how good a model can be, a linear floor, and chance, for one metric."""
+
+    metric: str
+    num_rows: int
+    oracle: float  # the best that any model can expect, from the generator's own truth
+    floor: float  # a linear model on held-out groups
+    chance: float
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """One research problem. `Config` is its config class; `dataset` describes the prepared data, once it is known."""
+
+    Config: ClassVar[type[RunConfig]]
+
+    def __init__(self, config: RunConfig, statistics: dict[str, Any] | None = None, schema: Schema | None = None) -> None:
+        """Take the resolved config and, when a dataset is at hand, its training statistics and schema."""
+        self.config = config
+        self.statistics = statistics or {}
+        self.dataset_schema = schema or self.schema()
+
+    # --- data -------------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def schema(self) -> Schema:
+        """Return the columns of a prepared row."""
+
+    @abstractmethod
+    def read_raw(self, source: Path) -> Iterator[RawRow | BadRow]:
+        """Yield one raw row after the other, with `sample_id`, the group column, `origin` (file and row, for errors)
+        and, where the raw data declares one, `split`. A row that cannot be used is yielded as BadRow.
+
+        Raises InputError for a folder that cannot be read at all, e.g. a missing table or column.
+        """
+
+    def map_stages(self) -> list[MapStage]:
+        """Return what turns a raw row into a row of the schema (decoding, resizing)."""
+        return []
+
+    def synth(self, out: Path, size: str, seed: int) -> SynthReport:
+        """Write synthetic raw files in this modality's real layout, with a learnable signal; `size` tiny|small|full."""
+        raise _not_offered(self, "synthetic data")
+
+    @abstractmethod
+    def collate(self, columns: Columns) -> Batch:
+        """Turn numpy columns into a typed batch of tensors. No randomness."""
+
+    # --- model and objective ----------------------------------------------------------------------------------------
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """Build the model. Anything random in it comes from torch's global generator, which the loop has seeded."""
+
+    def augment(self, batch: Batch, key: int) -> Batch:
+        """Return the batch, augmented on its device; row i's choices depend on (key, batch.position_B[i]) alone."""
+        return batch
+
+    @abstractmethod
+    def normalizers(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
+        """Return each loss term's count on this worker, from the data alone (before the forward pass)."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, stage: Stage) -> LossTerms:
+        """Return the loss terms: a sum over this worker's entries each."""
+
+    def after_step(self, model: nn.Module, outputs: LossTerms) -> None:
+        """Run once per successful update."""
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batch: Batch, stage: Stage) -> Evaluation:
+        """Return what one batch contributes to the summary. Padding rows are left out."""
+
+    @abstractmethod
+    def summarize(self, merged: Evaluation) -> Summary:
+        """Return the metrics of a whole split; NaN where a metric is undefined."""
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Return the names that `summarize` gives a number to, without the split's prefix."""
+        return ("loss",)
+
+    def table(self, merged: Evaluation, summary: Summary, intervals: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
+        """Return what `voxray evaluate` prints, a row each."""
+        return [{"metric": name, "value": value} for name, value in summary.items() if isinstance(value, float)]
+
+    def floor(self, train: dict[str, np.ndarray], held_out: dict[str, np.ndarray]) -> np.ndarray:
+        """Return a linear model's scores for the held-out rows; both are dicts of columns."""
+        raise _not_offered(self, "a linear floor")
+
+
+def _not_offered(task: Task, what: str) -> Exception:
+    from voxray.config.errors import InputError
+
+    return InputError(f"task '{task.config.task}' does not offer {what}")

@@ -1,0 +1,34 @@
+"""The `data` section: which dataset, how its raw files are prepared, how it is streamed."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from voxray.config.section import Section
+
+
+class SplitsConfig(Section):
+    """Shares of the groups (patients, subjects, sessions) that go to each split."""
+
+    train: float = Field(0.7, ge=0, le=1)
+    val: float = Field(0.15, ge=0, le=1)
+    test: float = Field(0.15, ge=0, le=1)
+
+
+class PrepareConfig(Section):
+    """How raw files become shards (`voxray data prepare TASK RAW OUT key=value …`)."""
+
+    seed: int = Field(0, description="seed of the assignment of groups to splits")
+    splits: SplitsConfig = SplitsConfig()
+    shard_mb: float = Field(128.0, gt=0, description="target size of one shard in MB")
+    on_error: Literal["fail", "quarantine"] = Field(
+        "fail", description="fail: a bad row ends the command; quarantine: set it aside, list it, go on"
+    )
+
+
+class DataConfig(Section):
+    """Which dataset a run reads."""
+
+    path: str = Field("", description="a prepared dataset's folder, or `synth:tiny|small|full` to make one")
+    prepare: PrepareConfig = PrepareConfig()
+    window_mb: float = Field(32.0, gt=0, description="rows gathered by one Ray Data read task, in MB")

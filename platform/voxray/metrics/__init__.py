@@ -1,0 +1,1 @@
+"""Metrics used by two domains or more. Torch only; imports nothing of ours."""

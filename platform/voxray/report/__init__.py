@@ -1,0 +1,1 @@
+"""What a person reads afterwards: figures and the one-file HTML report."""

@@ -1,0 +1,1 @@
+"""Five domains with the same few files each; none imports another."""

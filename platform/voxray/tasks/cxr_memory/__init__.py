@@ -1,0 +1,1 @@
+"""S4: multi-label chest X-ray classification."""

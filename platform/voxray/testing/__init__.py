@@ -1,0 +1,1 @@
+"""What tests of voxray and of tasks outside it share: contract checks, gloo spawn, Ray fixtures."""

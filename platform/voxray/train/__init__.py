@@ -1,0 +1,1 @@
+"""The training engine: loop, optimisers, checkpoints, log, Ray Train worker and launcher."""
