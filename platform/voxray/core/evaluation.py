@@ -58,7 +58,9 @@ def _sorted_rows(chunks: list[Rows]) -> Rows:
     order = sorted(range(len(sample_id)), key=sample_id.__getitem__)
     for before, after in zip(order, order[1:], strict=False):
         if sample_id[before] == sample_id[after]:
-            raise RunError(f"sample '{sample_id[before]}' was evaluated twice; sample ids must be unique in a split")
+            raise RunError(
+                f"sample '{sample_id[before]}' was evaluated twice; sample ids must be unique in a split"
+            )
     columns = {
         name: np.concatenate([chunk.columns[name] for chunk in chunks])[order] for name in chunks[0].columns
     }

@@ -2,8 +2,10 @@
 
 import difflib
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from voxray.config.errors import InputError
@@ -52,6 +54,14 @@ def aliases(task: str) -> dict[str, str]:
 def task_class(task: str) -> "type[Task]":
     """Return the Task class that a config's `task` names."""
     return import_object(TASKS[task][1] if task in TASKS else _outside(task))
+
+
+def figures_module(task: str) -> ModuleType | None:
+    """Return the torch-free `figures` beside the task's config; None without one and for a task outside voxray."""
+    if task not in TASKS:
+        return None
+    name = TASKS[task][0].partition(":")[0].rpartition(".")[0] + ".figures"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def _outside(task: str) -> str:

@@ -54,9 +54,14 @@ class RunConfig(Section):
         """The run's folder name: `run.name`, else the experiment's name."""
         return self.run.name or self.experiment_name or "run"
 
+    def told(self) -> list[str]:
+        """Return what the user should be told about these values, e.g. a name that stands for another."""
+        return []
+
     def resolved_stages(self) -> list[Stage]:
         """Return the stages that a run goes through; one made of `training` alone where none is declared."""
         entries: tuple[StageBase, ...] = self.stages or (StageConfig(name="main"),)
         return [
-            Stage(index, entry.name or f"stage{index}", entry.over(self.training)) for index, entry in enumerate(entries)
+            Stage(index, entry.name or f"stage{index}", entry.over(self.training))
+            for index, entry in enumerate(entries)
         ]

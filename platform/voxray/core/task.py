@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from voxray.config.errors import InputError
 from voxray.core.batch import Batch, Columns
 from voxray.core.evaluation import Evaluation
 from voxray.core.losses import LossTerms
@@ -58,7 +59,9 @@ class Task(ABC):
 
     Config: ClassVar[type[RunConfig]]
 
-    def __init__(self, config: RunConfig, statistics: dict[str, Any] | None = None, schema: Schema | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, statistics: dict[str, Any] | None = None, schema: Schema | None = None
+    ) -> None:
         """Take the resolved config and, when a dataset is at hand, its training statistics and schema."""
         self.config = config
         self.statistics = statistics or {}
@@ -119,19 +122,27 @@ class Task(ABC):
         """Return the metrics of a whole split; NaN where a metric is undefined."""
 
     def metric_names(self) -> tuple[str, ...]:
-        """Return the names that `summarize` gives a number to, without the split's prefix."""
+        """Return the names of the single numbers that `summarize` gives, without the split's prefix."""
         return ("loss",)
 
-    def table(self, merged: Evaluation, summary: Summary, intervals: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
-        """Return what `voxray evaluate` prints, a row each."""
-        return [{"metric": name, "value": value} for name, value in summary.items() if isinstance(value, float)]
+    def intervals(self, merged: Evaluation, seed: int) -> dict[str, list[tuple[float, float]]]:
+        """Return 95 % intervals by resampled groups, one per entry of the metric that the key names."""
+        return {}
+
+    def table(self, merged: Evaluation, summary: Summary) -> list[dict[str, Any]]:
+        """Return what `voxray evaluate` prints, a row each; interval and floor columns are added beside it."""
+        return [
+            {"metric": name, "value": value} for name, value in summary.items() if isinstance(value, float)
+        ]
+
+    def predictions(self, merged: Evaluation) -> dict[str, np.ndarray]:
+        """Return the columns of the predictions file, one row per sample."""
+        return dict(merged.rows.columns) if merged.rows else {}
 
     def floor(self, train: dict[str, np.ndarray], held_out: dict[str, np.ndarray]) -> np.ndarray:
         """Return a linear model's scores for the held-out rows; both are dicts of columns."""
         raise _not_offered(self, "a linear floor")
 
 
-def _not_offered(task: Task, what: str) -> Exception:
-    from voxray.config.errors import InputError
-
+def _not_offered(task: Task, what: str) -> InputError:
     return InputError(f"task '{task.config.task}' does not offer {what}")

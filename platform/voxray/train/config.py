@@ -17,7 +17,9 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     schedule: Literal["constant", "cosine"] = Field("cosine", description="per step, after the warm-up")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the stage's updates, linear from 0")
+    warmup_fraction: float = Field(
+        0.05, ge=0, lt=1, description="share of the stage's updates, linear from 0"
+    )
     min_lr_fraction: float = Field(0.01, ge=0, le=1, description="floor of the cosine as a share of the rate")
     accumulate_grad_batches: int = Field(1, ge=1, description="micro-batches per update")
     clip_grad_norm: float | None = Field(1.0, gt=0)
@@ -46,7 +48,10 @@ StageConfig: type[StageBase] = create_model(
     __base__=StageBase,
     __doc__="One stage: a name and the values of `training` that differ in it.",
     **{
-        name: (Annotated[(field.annotation, Field(), *field.metadata)] | None, Field(None, description=field.description))
+        name: (
+            Annotated[(field.annotation, Field(), *field.metadata)] | None,
+            Field(None, description=field.description),
+        )
         for name, field in TrainingConfig.model_fields.items()
         if name != "seed"
     },
@@ -57,7 +62,9 @@ class ScaleConfig(Section):
     """How many processes train, and what each gets."""
 
     num_workers: int = Field(1, ge=1)
-    gpus_per_worker: float | Literal["auto"] = Field("auto", description="auto: 1 where every worker can have one")
+    gpus_per_worker: float | Literal["auto"] = Field(
+        "auto", description="auto: 1 where every worker can have one"
+    )
     cpus_per_worker: float = Field(1.0, gt=0)
     threads_per_worker: int = Field(1, ge=1, description="torch and OpenMP threads of a CPU worker")
 

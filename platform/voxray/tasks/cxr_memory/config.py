@@ -1,4 +1,4 @@
-"""Typed config of the chest X-ray task, and the guide's spellings that it understands. No torch, ray or numpy."""
+"""Typed config of the chest X-ray task, and the guide's spellings that it understands."""
 
 from typing import Literal
 
@@ -26,12 +26,20 @@ LABELS = (
     "Hernia",
 )
 
+# A guide's torchvision names → timm's, the same architectures.
+TORCHVISION_NAMES = {
+    "efficientnet_v2_s": "tf_efficientnetv2_s",
+    "efficientnet_v2_m": "tf_efficientnetv2_m",
+    "efficientnet_v2_l": "tf_efficientnetv2_l",
+}
+
 
 class CxrPrepareConfig(PrepareConfig):
     """How raw radiographs become rows."""
 
     image_size: int | Literal["auto"] = Field(
-        "auto", description="side of the stored square image in pixels; auto: 224, or less where the files are smaller"
+        "auto",
+        description="side of the stored square image in pixels; auto: 224, or less for smaller files",
     )
 
 
@@ -56,7 +64,7 @@ class ObjectiveConfig(Section):
 
     loss: str = Field("bce", description="bce, or `module:function` of (logits, targets) → elementwise loss")
     metrics: tuple[str, ...] = Field((), description="`module:function` of (labels, scores) → float, by name")
-    augment: bool = Field(True, description="random flips and small shifts of training images")
+    augment: bool = Field(True, description="random flips and small rotations of training images")
 
 
 class Config(RunConfig):
@@ -67,18 +75,36 @@ class Config(RunConfig):
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
 
+    def told(self) -> list[str]:
+        """Return which timm model a torchvision name stands for."""
+        timm_name = TORCHVISION_NAMES.get(self.model.backbone)
+        return [f"model.backbone '{self.model.backbone}' is timm's '{timm_name}'"] if timm_name else []
 
-# guide's path → our path. A value of the guide's file or command line moves unchanged.
+
+# guide's path → our path; a value of a guide's file or command line moves unchanged. What the files say of
+# the memory bank, the LR finder, freezing and each phase's loss has no key here; `voxray show` lists it.
 ALIASES = {
+    "data_dir": "data.path",
     "data.data_dir": "data.path",
+    "data.image_size.0": "data.prepare.image_size",
+    "data.image_size.1": "data.prepare.image_size",
+    "data.seed": "training.seed",
     "general.seed": "training.seed",
-    "phase1.batch_size": "stages.0.batch_size",
-    "phase1.epochs": "stages.0.epochs",
-    "phase1.learning_rate": "stages.0.learning_rate",
-    "phase1.weight_decay": "stages.0.weight_decay",
-    "phase1.patience": "stages.0.patience",
-    "phase2.batch_size": "stages.1.batch_size",
-    "phase2.epochs": "stages.1.epochs",
-    "phase2.learning_rate": "stages.1.learning_rate",
-    "phase2.weight_decay": "stages.1.weight_decay",
+    "model.dropout_rate": "model.dropout",
+    **{
+        f"phase{index + 1}.{guides}": f"stages.{index}.{ours}"
+        for index in (0, 1)
+        for guides, ours in {
+            "batch_size": "batch_size",
+            "epochs": "epochs",
+            "total_epochs": "epochs",
+            "learning_rate": "learning_rate",
+            "lr": "learning_rate",
+            "lr_max": "learning_rate",
+            "weight_decay": "weight_decay",
+            "optimizer": "optimizer",
+            "patience": "patience",
+            "early_stopping_patience": "patience",
+        }.items()
+    },
 }

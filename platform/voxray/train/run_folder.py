@@ -1,0 +1,133 @@
+"""RUN: the folder of one run, with its config, where it came from, its log and its checkpoints."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from voxray.config.errors import InputError
+from voxray.core.run_config import RunConfig
+
+# What may differ when a run is resumed (DESIGN.md section 5); more epochs are checked apart.
+FREE_SECTIONS = (
+    "scale",
+    "logging",
+    "checkpoints",
+    "storage",
+    "description",
+    "hypothesis",
+    "expected",
+    "tags",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def log_file(self) -> Path:
+        """The run's log, one JSON object per line."""
+        return self.path / "log.jsonl"
+
+    def config(self) -> dict[str, Any]:
+        """Return the resolved config that the run was started with. Raises InputError when this is no run."""
+        file = self.path / "config.json"
+        try:
+            return json.loads(file.read_text())["config"]
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{self.path} is not a run: it holds no config.json; see `voxray ls runs`"
+            ) from error
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"{file} is broken ({error}); train under another name with run.name="
+            ) from error
+
+    def write_config(self, config: RunConfig, sources: dict[str, str]) -> None:
+        """Save the resolved config and every value's source."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"config": config.model_dump(mode="json"), "sources": sources}, indent=1)
+        (self.path / "config.json").write_text(text)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one record; NaN and infinities become null."""
+        with self.log_file.open("a+b") as file:
+            if file.tell() and not self._ends_with_newline(file):  # a kill cut the last line short
+                file.write(b"\n")
+            file.write(json.dumps(plain(record)).encode() + b"\n")
+
+    @staticmethod
+    def _ends_with_newline(file: BinaryIO) -> bool:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the log's records as of one uninterrupted run.
+
+        The file is only ever appended to. A `resume` record takes back what was logged after the checkpoint that it
+        names, since the resumed run made those updates again; a line cut short by a kill is left out.
+        """
+        records: list[dict[str, Any]] = []
+        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record["kind"] == "resume":
+                step = record["step"]
+                records = [r for r in records if r.get("step", 0) <= step and r["kind"] not in ("end", "rank")]
+            records.append(record)
+        return records
+
+    def is_finished(self) -> bool:
+        """Whether the run's last record says that it ended by itself."""
+        records = self.records()
+        return bool(records) and records[-1]["kind"] == "end" and records[-1]["status"] == "finished"
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it: NaN and infinities become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return, a line each, the values that keep a run from being resumed: all but FREE_SECTIONS and more epochs."""
+    lines = []
+    old, new = _flat(before), _flat(now)
+    for path in sorted(old.keys() | new.keys()):
+        was, now_is = old.get(path), new.get(path)
+        if was == now_is or path.split(".")[0] in FREE_SECTIONS:
+            continue
+        if path.endswith("epochs") and isinstance(was, int) and isinstance(now_is, int) and now_is > was:
+            continue
+        lines.append(f"{path}: {was!r} before, {now_is!r} now")
+    return lines
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = enumerate(value)
+    else:
+        return {path: value}
+    return {
+        k: v for key, item in items for k, v in _flat(item, f"{path}.{key}" if path else str(key)).items()
+    }
