@@ -66,11 +66,11 @@ def _show(record: dict[str, Any], console: Console, status: Status | None, monit
         case "step" if status:
             status.update(step_line(record))
         case "epoch":
-            console.print(epoch_line(record, monitor), highlight=False, markup=False)
+            console.print(epoch_line(record, monitor), highlight=False, markup=False, soft_wrap=True)
         case "note":
-            console.print(record["text"], highlight=False, markup=False)
+            console.print(record["text"], highlight=False, markup=False, soft_wrap=True)
         case "resume":
-            console.print(f"resumed from {record['checkpoint']}", highlight=False, markup=False)
+            console.print(f"resumed from {record['checkpoint']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def step_line(record: dict[str, Any]) -> str:

@@ -75,13 +75,15 @@ def evaluate_run(trained: Trained, split: str, with_floor: bool) -> dict[str, An
             row["floor"] = reference["auroc"] if "auroc" in reference else reference["value"]
     result = {
         "split": split,
+        "dataset": str(source.dataset.resolve()),
         "checkpoint": trained.checkpoint.name,
         "num_rows": len(merged.rows.sample_id),
         "num_groups": len(set(merged.rows.group_id)),
         "metrics": summary,
         "intervals": {name: list(bounds[0]) for name, bounds in intervals.items() if len(bounds) == 1},
         "table": table,
-        "floor": None if floor is None else task.summarize(floor),
+        # The floor gives scores only: its loss is not the model's, so just the metrics of rows are kept.
+        "floor": None if floor is None else {name: task.summarize(floor)[name] for name in intervals},
     }
     _write(trained, split, merged, plain(result))
     return result
