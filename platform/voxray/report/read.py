@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from voxray.config.errors import InputError
+from voxray.train.run_folder import RunFolder
 from voxray.core.figures import Predictions
 
 
@@ -34,21 +35,14 @@ class RunFiles:
     best: dict[str, Any]
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        """Return the log's records of one kind, in order; of a step that was repeated, the last."""
-        chosen = [record for record in self.records if record.get("kind") == kind]
-        latest = {_place(record): record for record in chosen}
-        return list(latest.values())
+        """Return the log's records of one kind, in order."""
+        return [record for record in self.records if record.get("kind") == kind]
 
     @property
     def end(self) -> dict[str, Any]:
         """The last `end` record; empty while the run is on, and after a kill."""
-        ends = (record for record in reversed(self.records) if record.get("kind") in ("step", "epoch", "end"))
-        last = next(ends, {})
+        last = self.records[-1] if self.records else {}
         return last if last.get("kind") == "end" else {}
-
-
-def _place(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(record.get(key) for key in ("kind", "stage", "step", "rank"))
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -63,7 +57,7 @@ def read_run(folder: Path) -> RunFiles:
         config=saved["config"],
         sources=saved.get("sources") or {},
         provenance=read_json(folder / "provenance.json", optional=True),
-        records=read_log(folder / "log.jsonl"),
+        records=RunFolder(folder).records(),
         evaluations={
             path.stem.partition("_")[2]: _read_evaluation(path)
             for path in sorted(folder.glob("evaluation_*.json"))
@@ -101,26 +95,6 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
             f"write it anew by `voxray evaluate {path.parent}`"
         )
     return evaluation
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read a log's records. A last line without its line break is a write that was cut, and is left out."""
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}; restore it or delete it") from error
-    records = []
-    for line_number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line, parse_constant=lambda _: None) if line.strip() else {}
-        except ValueError as error:
-            raise InputError(f"{path}:{line_number} is not JSON: {error}; delete that line") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{line_number} is not a JSON map; delete that line")
-        records.append(record)
-    return records
 
 
 def read_predictions(folder: Path, split: str) -> Predictions | None:

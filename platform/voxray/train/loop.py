@@ -99,7 +99,8 @@ def start(loop: Fit, stages: list[Stage]) -> TrainState:
     if chosen is not None:
         model, saved = checkpoint.load(chosen)
         state.load(model, saved, build_optimizer(state.model, stages[saved["stage"]].training))
-        loop.log({"kind": "resume", "step": state.step, "checkpoint": chosen.name})
+    if collectives.rank() == 0 and loop.run.log_file.exists():
+        loop.log({"kind": "resume", "step": state.step, "checkpoint": chosen.name if chosen else "the beginning"})
     return state
 
 

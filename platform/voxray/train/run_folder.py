@@ -72,28 +72,51 @@ class RunFolder:
         return file.read(1) == b"\n"
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the log's records as of one uninterrupted run.
-
-        The file is only ever appended to. A `resume` record takes back what was logged after the checkpoint that it
-        names, since the resumed run made those updates again; a line cut short by a kill is left out.
-        """
-        records: list[dict[str, Any]] = []
-        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if record["kind"] == "resume":
-                step = record["step"]
-                records = [r for r in records if r.get("step", 0) <= step and r["kind"] not in ("end", "rank")]
-            records.append(record)
-        return records
+        """Return the log's records as of one uninterrupted run; empty where nothing was logged. See `read_log`."""
+        return read_log(self.log_file) if self.log_file.exists() else []
 
     def is_finished(self) -> bool:
         """Whether the run's last record says that it ended by itself."""
         records = self.records()
         return bool(records) and records[-1]["kind"] == "end" and records[-1]["status"] == "finished"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return a log's records as of one uninterrupted run.
+
+    The file is only ever appended to. A `resume` record takes back what was logged after the checkpoint that it
+    names, since the resumed run made those updates again. A line that a kill cut short stands last or before a
+    `resume`; any other line that is no JSON map is an InputError.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; restore it or delete it") from error
+    records: list[dict[str, Any]] = []
+    broken = ""
+    for number, line in enumerate(lines[:-1], 1):
+        record = _json_map(line)
+        if record is None:
+            broken = broken or f"{path}:{number} is no JSON map; delete that line"
+            continue
+        if record.get("kind") == "resume":
+            broken = ""
+            step = record["step"]
+            records = [r for r in records if r.get("step", 0) <= step and r.get("kind") not in ("end", "rank")]
+        if broken:
+            raise InputError(broken)
+        records.append(record)
+    if broken:
+        raise InputError(broken)
+    return records
+
+
+def _json_map(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line, parse_constant=lambda _: None)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def plain(value: Any) -> Any:

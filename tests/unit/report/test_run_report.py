@@ -12,7 +12,8 @@ from report_folders import add_evaluation, log_records, page_of, write_json
 from voxray.config.errors import InputError
 from voxray.report import curves
 from voxray.report.build import report
-from voxray.report.read import read_log, read_predictions, read_run
+from voxray.report.read import read_predictions, read_run
+from voxray.train.run_folder import read_log
 from voxray.report.run import source_of
 
 
@@ -128,9 +129,10 @@ def test_seconds_add_up_over_resumed_attempts(run: Path) -> None:
 
 
 def test_a_step_made_twice_is_drawn_once(run: Path) -> None:
-    lines = [
+    first, again = (
         json.dumps({"kind": "step", "stage": "main", "step": 10, "train/loss": loss}) for loss in (2.0, 1.0)
-    ]
+    )
+    lines = [first, '{"kind": "resume", "step": 0, "checkpoint": "the beginning"}', again]
     (run / "log.jsonl").write_text("\n".join(lines) + "\n")
     assert page_of(run).plots("Loss")["data"][0]["y"] == [1.0]
 
@@ -222,8 +224,8 @@ def test_a_task_outside_voxray_has_no_figures_of_its_own(run: Path) -> None:
         ("config.json", "{", r"config\.json cannot be read as JSON"),
         ("config.json", "{}", r"config\.json has no map 'config'"),
         ("provenance.json", "[]", r"provenance\.json holds no JSON map"),
-        ("log.jsonl", '{"kind": "step"}\nnonsense\n', r"log\.jsonl:2 is not JSON"),
-        ("log.jsonl", "3\n", r"log\.jsonl:1 is not a JSON map"),
+        ("log.jsonl", '{"kind": "step"}\nnonsense\n', r"log\.jsonl:2 is no JSON map"),
+        ("log.jsonl", "3\n", r"log\.jsonl:1 is no JSON map"),
         ("evaluation_val.json", "{", r"evaluation_val\.json cannot be read as JSON"),
         ("evaluation_val.json", '{"table": "x"}', r"evaluation_val\.json is no evaluation: 'table'"),
         ("evaluation_val.json", '{"table": [1]}', r"evaluation_val\.json is no evaluation: 'table'"),

@@ -33,8 +33,18 @@ def test_a_line_cut_short_by_a_kill_harms_no_other(tmp_path):
     run.log({"kind": "step", "step": 1})
     with run.log_file.open("a") as file:
         file.write('{"kind": "step", "st')
+    assert [r["step"] for r in run.records()] == [1]
+    run.log({"kind": "resume", "step": 1, "checkpoint": "step-00000001"})
     run.log({"kind": "step", "step": 2})
-    assert [r["step"] for r in run.records()] == [1, 2]
+    assert [r["step"] for r in run.records() if r["kind"] == "step"] == [1, 2]
+
+
+@pytest.mark.parametrize("line", ["nonsense", "3", ""])
+def test_any_other_broken_line_is_an_input_error(tmp_path, line):
+    run = RunFolder(tmp_path)
+    run.log_file.write_text(f'{{"kind": "step", "step": 1}}\n{line}\n{{"kind": "step", "step": 2}}\n')
+    with pytest.raises(InputError, match=r"log\.jsonl:2 is no JSON map; delete that line"):
+        run.records()
 
 
 def test_nan_is_written_as_null(tmp_path):
