@@ -41,7 +41,10 @@ def config_class(task: str) -> type[RunConfig]:
     """Return the config class of a task: from the table, or `Class.Config` of a task outside voxray."""
     if task in TASKS:
         return import_object(TASKS[task][0])
-    return import_object(_outside(task)).Config
+    found = import_object(_outside(task))
+    if not hasattr(found, "Config"):
+        raise InputError(f"'{task}' is no task: it has no `Config`; name a subclass of voxray.core.task.Task")
+    return found.Config
 
 
 def aliases(task: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 TEXT = "text"
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

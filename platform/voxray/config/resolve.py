@@ -1,0 +1,192 @@
+"""Files, guides' spellings, overrides and searched values → a validated config, every value with its source.
+
+There is one operation, dotted path → value; a file, the command line and a search differ in their source.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from voxray.config.check import Problem, check
+from voxray.config.errors import InputError
+from voxray.config.overrides import parse_override
+from voxray.config.schema import find
+from voxray.config.section import Section
+from voxray.config.tree import KeyPath, Node, assign, merge, show
+from voxray.config.yaml import dump_yaml
+
+C = TypeVar("C", bound=Section)
+DEFAULT = "default"
+Aliases = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[C]):
+    """A config, `sources` by each leaf's dotted path, and `notes` that the user should be told."""
+
+    config: C
+    sources: dict[str, str]
+    notes: list[str]
+    file: Path | None
+    tree: Node
+    aliases: Aliases
+
+    def with_values(self, values: Mapping[str, Any], source: str) -> "Resolved[C]":
+        """Return the config with the values at these dotted paths, checked like any other.
+
+        Raises InputError naming `source` and every wrong key and value.
+        """
+        building = Building(type(self.config), self.tree, self.aliases, self.notes)
+        building.add([(tuple(path.split(".")), Node.of(value, source)) for path, value in values.items()])
+        return building.finish(self.file)
+
+    def to_yaml(self) -> str:
+        """Return what was set, defaults left out, as the text of an experiment file that needs no base."""
+        return dump_yaml(self.tree.plain())
+
+
+def resolve(
+    config_class: type[C],
+    layers: Sequence[Node] = (),
+    overrides: Sequence[str] = (),
+    *,
+    aliases: Aliases | None = None,
+    problems: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    file: Path | None = None,
+) -> Resolved[C]:
+    """Resolve maps (a file's bases first) and `key=value` overrides into a config of `config_class`.
+
+    `problems` were found while reading and are raised together with what is found here, in one InputError.
+    """
+    building = Building(config_class, Node({}, str(file or "")), aliases or {}, notes, problems)
+    for layer in layers:
+        building.add_layer(layer)
+    for text in overrides:
+        building.add_override(text)
+    return building.finish(file)
+
+
+class Building(Generic[C]):
+    """A config on its way: the tree so far, its problems and notes."""
+
+    def __init__(
+        self,
+        config_class: type[C],
+        tree: Node,
+        aliases: Aliases,
+        notes: Sequence[str] = (),
+        problems: Sequence[str] = (),
+    ) -> None:
+        self.config_class, self.tree, self.aliases = config_class, tree, aliases
+        self.notes, self.problems = list(notes), list(problems)
+
+    def add_layer(self, layer: Node) -> None:
+        """Add a file's map: plain keys, then guides' spellings and dotted keys (`stages.1.epochs: 2`)."""
+        rest, moved = split_aliases(layer, (), self.aliases)
+        entries = list(rest.children()) if rest else []
+        plain = Node({key: node for key, node in entries if "." not in key}, layer.source)
+        self.tree = merge(self.tree, plain)
+        self._move(moved, plain, append=True)
+        self.add([(tuple(key.split(".")), node) for key, node in entries if "." in key])
+
+    def add_override(self, text: str) -> None:
+        """Add one canonical `key=value` of the command line, and note it."""
+        try:
+            path, node = parse_override(text)
+        except InputError as error:
+            self.problems += error.problems
+            return
+        self.notes.append(f"override: {text}")
+        self.add([(path, node)])
+
+    def add(self, assignments: Sequence[tuple[KeyPath, Node]]) -> None:
+        """Assign each value at its path; a guide's path is moved to ours, and noted."""
+        for path, node in assignments:
+            rest, moved = split_aliases(node, path, self.aliases)
+            if rest is not None:
+                self._assign(path, rest)
+            self._move(moved, Node({}, node.source), append=False)
+
+    def _move(self, moved: list[tuple[str, Node]], beside: Node, append: bool) -> None:
+        said: dict[KeyPath, Node] = {}
+        for alias, node in moved:
+            target = tuple(self.aliases[alias].split("."))
+            other = said.setdefault(target, beside.get(target) or node)
+            if other.plain() != node.plain():
+                self.problems.append(
+                    f"{node.source}: {alias}: {show(node.plain())} contradicts {show(other.plain())} "
+                    f"({other.source}), as both mean {'.'.join(target)}; keep one"
+                )
+            self.notes.append(f"{node.source}: {alias} is {'.'.join(target)} here")
+            self._assign(target, node, append)
+
+    def _assign(self, path: KeyPath, node: Node, append: bool = False) -> None:
+        try:
+            self.tree = assign(self._with_default_list(path), path, node, append)
+        except InputError as error:
+            self.problems += [f"{node.source}: {problem}" for problem in error.problems]
+
+    def _with_default_list(self, path: KeyPath) -> Node:
+        """Return the tree with a list's default written out where `path` changes an entry of it."""
+        for length, part in enumerate(path):
+            field = find(self.config_class, path[:length]) if part.isdecimal() else None
+            if field and self.tree.get(path[:length]) is None and type(field.default) is list:
+                return assign(self.tree, path[:length], Node.of(field.default, DEFAULT))
+        return self.tree
+
+    def finish(self, file: Path | None) -> Resolved[C]:
+        """Return the resolved config, or raise one InputError with all problems."""
+        config, found = self.check()
+        problems = [*self.problems, *map(str, found)]
+        if problems or config is None:
+            raise InputError(*dict.fromkeys(problems))
+        return Resolved(config, leaf_sources(config, self.tree), self.notes, file, self.tree, self.aliases)
+
+    def check(self) -> tuple[C | None, list[Problem]]:
+        """Check what is there so far."""
+        return check(self.config_class, self.tree)
+
+
+def split_aliases(node: Node, path: KeyPath, aliases: Aliases) -> tuple[Node | None, list[tuple[str, Node]]]:
+    """Return what of `node`, standing at `path`, is in our words, and (guide's path, value) of the rest."""
+    dotted = ".".join(path)
+    if dotted in aliases:
+        return None, [(dotted, node)]
+    inside = [alias for alias in aliases if alias.startswith(f"{dotted}." if dotted else "")]
+    if not inside or not isinstance(node.value, dict | list):
+        return node, []
+    moved: list[tuple[str, Node]] = []
+    kept: list[tuple[str, Node]] = []
+    for key, child in node.children():
+        rest, more = split_aliases(child, (*path, *key.split(".")), aliases)
+        moved += more
+        kept += [(key, rest)] if rest is not None else []
+    if moved and not kept and path:
+        return None, moved
+    value = dict(kept) if isinstance(node.value, dict) else [child for _, child in kept]
+    return replace(node, value=value), moved
+
+
+def leaf_sources(config: Section, tree: Node) -> dict[str, str]:
+    """Return the source of every value of a config, by dotted path; a list of scalars is one value."""
+    return {
+        ".".join(path): node.sources() if (node := tree.get(path)) is not None else DEFAULT
+        for path, _ in leaves(config.model_dump(mode="json"))
+    }
+
+
+def _holds_containers(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict | list) for item in cast("list[Any]", value))
+
+
+def leaves(value: Any, path: KeyPath = ()) -> list[tuple[KeyPath, Any]]:
+    """Return (path, value) of every scalar, every list of scalars and every empty map or list, in order."""
+    if isinstance(value, dict) and (value or not path):
+        items = list(cast("dict[str, Any]", value).items())
+    elif _holds_containers(value):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return [(path, value)]
+    return [leaf for key, item in items for leaf in leaves(item, (*path, key))]

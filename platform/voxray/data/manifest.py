@@ -1,0 +1,166 @@
+"""`manifest.json` of a dataset: what its shards hold, how they were made, what their training rows look like.
+
+It is written last and fsynced: a folder without a valid manifest is not a dataset.
+"""
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from voxray.config.errors import InputError
+from voxray.core.schema import SPLITS, Schema
+
+FILE_NAME = "manifest.json"
+QUARANTINE_NAME = "quarantine.jsonl"
+SHARD_FOLDER = "shards"
+VERSION = 1
+
+# A shard's name never leads out of the dataset's folder.
+_SHARD_FILE = re.compile(rf"{SHARD_FOLDER}/[A-Za-z0-9_][A-Za-z0-9_.-]*\.arrow")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard: `file` is relative to the dataset's folder, `sha256` is of the whole file, in hex."""
+
+    file: str
+    split: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Rows and groups (patients, sessions) of one split."""
+
+    rows: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """The raw folder as it was named, and a hash of its files' names, sizes and tables."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What made the shards: the task, voxray's version, all values of `data.prepare`, its seed included."""
+
+    task: str
+    voxray: str
+    prepare: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dataset. `statistics` holds, per column, what `data/statistics.py` says about the training rows."""
+
+    schema: Schema
+    shards: tuple[ShardInfo, ...]
+    counts: dict[str, SplitCounts]
+    statistics: dict[str, Any]
+    source: Source
+    recipe: Recipe
+    num_quarantined: int = 0
+    version: int = field(default=VERSION)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that hold rows, in the order train, val, test."""
+        return tuple(split for split in SPLITS if split in self.counts)
+
+    def shards_of(self, split: str) -> tuple[ShardInfo, ...]:
+        """Return the shards of one split in their fixed order. Raises InputError where it is not there."""
+        if split not in self.counts:
+            raise InputError(f"the dataset has no split '{split}'; it has: {', '.join(self.splits)}")
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def num_rows(self, split: str) -> int:
+        """Return the rows of one split. Raises InputError for a split that is not there."""
+        return sum(shard.rows for shard in self.shards_of(split))
+
+
+@cache
+def _adapter() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
+
+
+def load_manifest(dataset: Path) -> Manifest:
+    """Read and check `manifest.json` of a dataset's folder.
+
+    Raises InputError when the folder holds no dataset, or a manifest that this version cannot read.
+    """
+    path = Path(dataset) / FILE_NAME
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"'{dataset}' is no dataset: it has no {FILE_NAME}; `voxray data prepare TASK RAW OUT` makes one"
+        ) from None
+    _check_version(path, text)
+    try:
+        manifest = _adapter().validate_json(text)
+    except ValidationError as error:
+        places = (f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors()[:20])
+        raise InputError(*(f"{path}: {place}; prepare the dataset again" for place in places)) from None
+    _check_consistency(path, manifest)
+    return manifest
+
+
+def write_manifest(dataset: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` and fsync it and its folder: the last thing that makes a folder a dataset."""
+    path = dataset / FILE_NAME
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(asdict(manifest), file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fsync_folder(dataset)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_version(path: Path, text: bytes) -> None:
+    try:
+        version = json.loads(text)["version"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is no manifest of voxray; prepare the dataset again") from None
+    if version != VERSION:
+        raise InputError(
+            f"{path} has version {version}, this voxray reads {VERSION}; prepare the dataset again"
+        )
+
+
+def _check_consistency(path: Path, manifest: Manifest) -> None:
+    problems = [
+        f"{path}: '{s.file}' is no name of a shard"
+        for s in manifest.shards
+        if not _SHARD_FILE.fullmatch(s.file)
+    ]
+    for name in (manifest.schema.sample_id, manifest.schema.group):
+        if name not in manifest.schema.columns:
+            problems.append(f"{path}: the schema has no column '{name}'")
+    for split in {shard.split for shard in manifest.shards} | set(manifest.counts):
+        rows = sum(shard.rows for shard in manifest.shards if shard.split == split)
+        counted = manifest.counts[split].rows if split in manifest.counts else 0
+        if rows != counted or split not in SPLITS:
+            problems.append(f"{path}: split '{split}' has {rows} rows in its shards but counts {counted}")
+    if problems:
+        raise InputError(*(f"{problem}; prepare the dataset again" for problem in problems))

@@ -1,0 +1,364 @@
+"""Raw files → a dataset: rows are read and split here, decoded and written by Ray Data tasks, a shard each.
+
+Everything is written to a hidden folder beside the final one, the manifest last, and then renamed: the final
+name never holds half a dataset. The same raw files and options give byte-identical shards.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxray.config.errors import InputError
+from voxray.core.schema import SPLITS, Column, Schema
+from voxray.core.splits import assign_splits
+from voxray.core.task import BadRow, BadRowError, RawRow, Task
+from voxray.data.decode import ShardJob, apply_stages, write_planned_shard
+from voxray.data.manifest import (
+    QUARANTINE_NAME,
+    SHARD_FOLDER,
+    Manifest,
+    Recipe,
+    ShardInfo,
+    Source,
+    SplitCounts,
+    fsync_folder,
+    write_manifest,
+)
+from voxray.data.shards import row_bytes
+from voxray.data.statistics import Sums, add, statistics_of
+
+MAX_BAD_ROWS_SHOWN = 20
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_TABLE_SUFFIXES = (
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".json",
+)  # their bytes, not only their sizes, go into the fingerprint
+_REMOVE_TRIES, _REMOVE_WAIT_S = 20, 0.25  # tasks that are being cancelled may still be writing
+
+Progress = Callable[[int, int], None]  # shards done, shards in all
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What was made: the dataset's folder, its manifest, and the rows that were set aside."""
+
+    out: Path
+    manifest: Manifest
+    quarantined: tuple[BadRow, ...]
+
+
+@dataclass(frozen=True)
+class _PlannedShard:
+    """Rows, as indices into all raw rows, that go to one shard."""
+
+    file: str
+    split: str
+    rows: list[int]
+
+
+def prepare(task: Task, source: Path, out: Path, on_progress: Progress | None = None) -> PrepareReport:
+    """Make the dataset `out` from the raw files in `source` by `task.config.data.prepare`. Ray is connected.
+
+    Raises InputError when the raw data is wrong (all bad rows are named, unless they are quarantined), `out`
+    is already there, a split is empty, or the disk is too small or full. `out` does not exist then.
+    """
+    source, out = source.absolute(), out.absolute()
+    _check_out(source, out)
+    rows, bad = _read_rows(task, source)
+    _judge(task, bad, rows)
+    schema = _resolved_schema(task, rows)
+    splits = _split_rows(task, rows, schema)
+    shards = _plan_shards(task, splits, schema)
+    num_bytes = len(rows) * row_bytes(schema)
+    _check_free_space(out, num_bytes)
+    fingerprint = _fingerprint(source)
+    folder = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
+    try:
+        (folder / SHARD_FOLDER).mkdir(parents=True)
+        results = _write_all(task, schema, folder, shards, rows, on_progress)
+        bad += _bad_rows(shards, results, rows)
+        _judge(task, bad, rows)
+        manifest = _manifest(task, schema, source, fingerprint, shards, results, rows, len(bad))
+        _check_splits_filled(task, manifest)
+        _write_quarantine(folder, bad)
+        fsync_folder(folder / SHARD_FOLDER)
+        write_manifest(folder, manifest)
+        folder.rename(out)
+    except OSError as error:
+        _remove(folder)
+        raise _full_or_unwritable(out, error, num_bytes) from error
+    finally:
+        _remove(folder)
+    fsync_folder(out.parent)
+    return PrepareReport(out, manifest, tuple(bad))
+
+
+def leftovers(out: Path) -> list[Path]:
+    """Return the hidden folders of attempts at `out` that were killed, or that still run."""
+    return sorted(out.absolute().parent.glob(f".{out.name}.partial-*"))
+
+
+# --- the driver's side: rows, splits, plan
+# ------------------------------------------------------------------------
+
+
+def _check_out(source: Path, out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"'{out}' already exists and is not empty; name another folder, or remove it first")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"'{out}' lies inside the raw folder '{source}'; name a folder outside it")
+
+
+def _read_rows(task: Task, source: Path) -> tuple[list[RawRow], list[BadRow]]:
+    """Return the good and the bad rows; a sample id's second row is bad."""
+    rows: list[RawRow] = []
+    bad: list[BadRow] = []
+    first: dict[str, str] = {}
+    sample_id = task.dataset_schema.sample_id
+    for row in task.read_raw(source):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        elif (name := row[sample_id]) in first:
+            bad.append(
+                BadRow(row["origin"], f"'{name}' comes a second time (first in {first[name]}); remove one")
+            )
+        else:
+            first[name] = row["origin"]
+            rows.append(row)
+    if not rows and not bad:
+        raise InputError(f"'{source}' holds not a single row")
+    return rows, bad
+
+
+def _judge(task: Task, bad: Sequence[BadRow], rows: Sequence[RawRow]) -> None:
+    """Raise InputError that lists the bad rows, unless the policy sets them aside and good ones are left."""
+    quarantine = task.config.data.prepare.on_error == "quarantine"
+    if not bad or (quarantine and rows):
+        return
+    lines = [f"{row.origin}: {row.reason}" for row in bad[:MAX_BAD_ROWS_SHOWN]]
+    if len(bad) > MAX_BAD_ROWS_SHOWN:
+        lines.append(f"and {len(bad) - MAX_BAD_ROWS_SHOWN} more")
+    if quarantine:
+        lines.append("no row is left to prepare")
+    else:
+        lines.append(f"{len(bad)} bad rows; mend them, or set them aside with `--on-error quarantine`")
+    raise InputError(*lines)
+
+
+def _bad_rows(
+    shards: Sequence[_PlannedShard], results: Sequence[dict[str, Any]], rows: Sequence[RawRow]
+) -> list[BadRow]:
+    """Return the rows that could not be decoded."""
+    return [
+        BadRow(rows[shard.rows[index]]["origin"], reason)
+        for shard, result in zip(shards, results, strict=True)
+        for index, reason in result["bad"]
+    ]
+
+
+def _resolved_schema(task: Task, rows: Sequence[RawRow]) -> Schema:
+    """Return the schema with the sizes that the first row which can be decoded has."""
+    schema, stages = task.schema(), task.map_stages()
+    bad = []
+    for row in rows:
+        try:
+            made = apply_stages(stages, row)
+        except BadRowError as error:
+            bad.append(BadRow(row["origin"], str(error)))
+            continue
+        columns = {name: _resolve(column, made[name]) for name, column in schema.columns.items()}
+        return replace(schema, columns=columns)
+    _judge(task, bad, [])
+    raise AssertionError("there are neither good nor bad rows")
+
+
+def _resolve(column: Column, value: Any) -> Column:
+    return column if None not in column.shape else replace(column, shape=np.shape(value))
+
+
+def _split_rows(task: Task, rows: Sequence[RawRow], schema: Schema) -> np.ndarray:
+    """Return each row's split, [N] text. Labels that raw rows already have are balanced over the splits."""
+    labelled = [name for name, column in schema.columns.items() if column.names and name in rows[0]]
+    config = task.config.data.prepare
+    groups = [row[schema.group] for row in rows]
+    split_of_group = assign_splits(
+        groups,
+        config.splits,
+        config.seed,
+        labels=np.stack([row[labelled[0]] for row in rows]) if labelled else None,
+        declared=[row.get("split") for row in rows],
+    )
+    return np.array([split_of_group[group] for group in groups])
+
+
+def _plan_shards(task: Task, split_of_row: np.ndarray, schema: Schema) -> list[_PlannedShard]:
+    """Cut each split, in reading order, into equal shards of at most `shard_mb`."""
+    rows_per_shard = max(1, int(task.config.data.prepare.shard_mb * 1e6) // row_bytes(schema))
+    planned = []
+    for split in SPLITS:
+        (rows,) = np.nonzero(split_of_row == split)
+        pieces = np.array_split(rows, -(-len(rows) // rows_per_shard)) if len(rows) else []
+        planned += [
+            _PlannedShard(f"{split}-{i:05d}.arrow", split, piece.tolist()) for i, piece in enumerate(pieces)
+        ]
+    return planned
+
+
+def _fingerprint(source: Path) -> str:
+    """Return a BLAKE2b hash of all files' relative paths and sizes, and of the bytes of tables and lists."""
+    digest = hashlib.blake2b(digest_size=16)
+    for folder, subfolders, files in os.walk(source):
+        subfolders.sort()
+        for name in sorted(files):
+            path = Path(folder, name)
+            if not path.is_file():
+                continue
+            digest.update(f"{path.relative_to(source).as_posix()}\0{path.stat().st_size}\0".encode())
+            if path.suffix.lower() in _TABLE_SUFFIXES:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+# --- the tasks' side: decode and write
+# ----------------------------------------------------------------------------
+
+
+def _write_all(
+    task: Task,
+    schema: Schema,
+    folder: Path,
+    shards: Sequence[_PlannedShard],
+    rows: Sequence[RawRow],
+    on_progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Let Ray Data write one shard per task; return the tasks' results in the shards' order."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    job = ShardJob(
+        task=task.config.task,
+        config=task.config.model_dump(mode="json"),
+        schema=schema,
+        folder=str(folder / SHARD_FOLDER),
+        shards=[(shard.file, shard.split, ray.put([rows[i] for i in shard.rows])) for shard in shards],
+    )
+    # `range` with one block per shard: one task reads its number, decodes and writes (the two are fused).
+    numbers = ray.data.range(len(shards), override_num_blocks=len(shards))
+    written = numbers.map(partial(write_planned_shard, job=job))
+    results: dict[int, dict[str, Any]] = {}
+    for row in written.iter_rows():
+        results[row["id"]] = json.loads(row["result"])
+        if (failure := results[row["id"]]["failure"]) is not None:
+            raise OSError(*failure)
+        if on_progress is not None:
+            on_progress(len(results), len(shards))
+    return [results[i] for i in range(len(shards))]
+
+
+# --- the end: manifest, quarantine, errors
+# ------------------------------------------------------------------------
+
+
+def _manifest(
+    task: Task,
+    schema: Schema,
+    source: Path,
+    fingerprint: str,
+    shards: Sequence[_PlannedShard],
+    results: Sequence[dict[str, Any]],
+    rows: Sequence[RawRow],
+    num_quarantined: int,
+) -> Manifest:
+    infos = [ShardInfo(**result["shard"]) for result in results if result["shard"]]
+    groups: dict[str, set[str]] = {}
+    sums: Sums = {}
+    for planned, result in zip(shards, results, strict=True):
+        bad = {index for index, _ in result["bad"]}
+        kept = {rows[row][schema.group] for i, row in enumerate(planned.rows) if i not in bad}
+        groups.setdefault(planned.split, set()).update(kept)
+        sums = add(sums, result["sums"]) if result["sums"] else sums
+    num_rows = {split: sum(info.rows for info in infos if info.split == split) for split in groups}
+    return Manifest(
+        schema=schema,
+        shards=tuple(infos),
+        counts={
+            split: SplitCounts(num_rows[split], len(groups[split])) for split in groups if num_rows[split]
+        },
+        statistics=statistics_of(sums, schema),
+        source=Source(str(source), fingerprint),
+        recipe=Recipe(task.config.task, version("voxray"), task.config.data.prepare.model_dump(mode="json")),
+        num_quarantined=num_quarantined,
+    )
+
+
+def _check_splits_filled(task: Task, manifest: Manifest) -> None:
+    empty = [
+        s for s in SPLITS if getattr(task.config.data.prepare.splits, s) > 0 and s not in manifest.counts
+    ]
+    if empty:
+        raise InputError(
+            *(f"split '{s}' is empty: all its rows were set aside; mend them first" for s in empty)
+        )
+
+
+def _write_quarantine(folder: Path, bad: Sequence[BadRow]) -> None:
+    if not bad:
+        return
+    with (folder / QUARANTINE_NAME).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_free_space(out: Path, num_bytes: int) -> None:
+    folder, free = _free_space(out)
+    if num_bytes > free:
+        raise InputError(
+            f"the dataset needs about {num_bytes / 1e6:,.1f} MB, but '{folder}' has {free / 1e6:,.1f} MB "
+            "free; make room, or name a folder on another disk"
+        )
+
+
+def _free_space(out: Path) -> tuple[Path, int]:
+    """Return the nearest folder above `out` that exists and the free bytes there."""
+    folder = next(folder for folder in out.parents if folder.exists())
+    return folder, shutil.disk_usage(folder).free
+
+
+def _full_or_unwritable(out: Path, error: OSError, num_bytes: int) -> InputError:
+    if error.errno in _FULL_DISK:
+        folder, free = _free_space(out)
+        return InputError(
+            f"'{folder}' became full while the dataset was written: it needs about {num_bytes / 1e6:,.1f} "
+            f"MB, {free / 1e6:,.1f} MB are free now; make room, or name a folder on another disk"
+        )
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return InputError(f"'{out}' was made by another process meanwhile; name another folder")
+    return InputError(f"'{out}' cannot be written: {error.strerror or error}; name a folder that can")
+
+
+def _remove(folder: Path) -> None:
+    """Remove the hidden folder, if the rename has not taken it away."""
+    for _ in range(_REMOVE_TRIES):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0 if not folder.exists() else _REMOVE_WAIT_S)
