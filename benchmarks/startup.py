@@ -1,7 +1,8 @@
-"""How fast the command line answers: `--help`, `ls`, `show` and a wrong key, beside a bare interpreter's imports.
+"""How fast the command line answers: `--help`, `ls`, `show` and a wrong key, beside a bare interpreter's
+imports.
 
-Run: python benchmarks/startup.py [--quick] [--json FILE]. The peer is a Python process that imports typer and pydantic
-and does nothing, the least that such a program costs; the ratio is ours over it.
+Run: python benchmarks/startup.py [--quick] [--json FILE]. The peer is a Python process that imports typer and
+pydantic and does nothing, the least that such a program costs; the ratio is ours over it.
 """
 
 import argparse

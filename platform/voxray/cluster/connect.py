@@ -1,12 +1,15 @@
-"""The one function that connects to Ray. Called by the command line and by tests; lower layers assume a connection."""
+"""The one function that connects to Ray. Called by the command line and by tests; lower layers assume a
+connection.
+"""
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
-# Read tasks need CPUs beside the workers, or both starve each other for ever (FACTS.md section 1). Logical CPUs are
-# only scheduling tokens, so a private cluster has twice as many as the machine has cores, and at least 4.
+# Read tasks need CPUs beside the workers, or both starve each other for ever (FACTS.md section 1). Logical
+# CPUs are only scheduling tokens, so a private cluster has twice as many as the machine has cores, and at
+# least 4.
 MIN_LOGICAL_CPUS = 4
 
 QUIET = {
@@ -23,11 +26,12 @@ QUIET = {
 @contextmanager
 def connect(
     *, dashboard: bool = False, num_cpus: int | None = None, temp_dir: str | None = None
-) -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names, else start a private one; disconnect, or stop it, at the end.
+) -> Generator[None]:
+    """Connect to the cluster that RAY_ADDRESS names, else start a private one; disconnect, or stop it, at the
+    end.
 
-    A connection that the process already has is used and left open. `dashboard` starts Ray's API server too, which
-    the State API needs.
+    A connection that the process already has is used and left open. `dashboard` starts Ray's API server too,
+    which the State API needs.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -31,13 +31,13 @@ def findings() -> list[Finding]:
 
 
 def python() -> Finding:
-    """Python 3.11 or newer."""
+    """Check for Python 3.11 or newer."""
     seen = ".".join(map(str, sys.version_info[:3]))
     return Finding("python", sys.version_info >= (3, 11), seen, "install Python 3.11 or newer")
 
 
 def torch_pair() -> Finding:
-    """torch and torchvision import together; a CPU wheel beside a CUDA wheel does not."""
+    """Check that torch and torchvision import together; a CPU wheel beside a CUDA wheel does not."""
     mend = "install the pair of requirements.lock: `make setup`"
     try:
         torch, torchvision = version("torch"), version("torchvision")
@@ -51,7 +51,7 @@ def torch_pair() -> Finding:
 
 
 def disk() -> Finding:
-    """Room for checkpoints and shards in the working directory."""
+    """Check for room for checkpoints and shards in the working directory."""
     free_gb = shutil.disk_usage(".").free / 1e9
     return Finding(
         "disk", free_gb > LOW_DISK_GB, f"{free_gb:.1f} GB free", "free some, or set storage.path elsewhere"
@@ -59,7 +59,7 @@ def disk() -> Finding:
 
 
 def temp_folder() -> Finding:
-    """Ray's sockets fit below the temporary folder."""
+    """Check that Ray's sockets fit below the temporary folder."""
     longest = len(f"{_ray_temp()}/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
     return Finding(
         "temporary folder", longest <= MAX_SOCKET_PATH, _ray_temp(), "set RAY_TMPDIR to a short path"
@@ -67,7 +67,9 @@ def temp_folder() -> Finding:
 
 
 def stale_cluster_file() -> Finding:
-    """A cluster file left by a killed `ray start` sends new processes to a dead cluster (Ray 2.60)."""
+    """Look for a cluster file left by a killed `ray start`: it sends new processes to a dead cluster (Ray
+    2.60).
+    """
     file = Path(_ray_temp()) / "ray_current_cluster"
     if not file.exists():
         return Finding("stale Ray cluster file", True, "none")
@@ -80,8 +82,8 @@ def stale_cluster_file() -> Finding:
 
 
 def shared_memory() -> Finding:
-    """Ray's object store lives in /dev/shm; without room there it falls back to slow files."""
-    shm = Path("/dev/shm")  # noqa: S108 - the device, not a temporary file
+    """Check for room in /dev/shm: Ray's object store lives there, or falls back to slow files."""
+    shm = Path("/dev/shm")
     if not shm.exists():
         return Finding("/dev/shm", True, "not on this system")
     free_gb = shutil.disk_usage(shm).free / 1e9
@@ -91,4 +93,4 @@ def shared_memory() -> Finding:
 
 
 def _ray_temp() -> str:
-    return os.environ.get("RAY_TMPDIR", "/tmp") + "/ray"  # noqa: S108 - Ray's own default
+    return os.environ.get("RAY_TMPDIR", "/tmp") + "/ray"

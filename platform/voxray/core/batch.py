@@ -7,7 +7,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
-# Columns as they leave the data layer: one array per column, rows first; text columns are object arrays of str.
+# Columns as they leave the data layer: one array per column, rows first; text columns are object arrays of
+# str.
 Columns = Mapping[str, np.ndarray[Any, Any]]
 
 
@@ -15,8 +16,9 @@ Columns = Mapping[str, np.ndarray[Any, Any]]
 class Batch:
     """Rows of one micro-batch on one worker. Subclasses add tensors, rows first.
 
-    `valid_B` is False for rows that only pad the batch, so that all workers have equally many rows; they must count
-    in no loss and no metric. `position_B` is each row's place in the epoch's order, the key of its randomness.
+    `valid_B` is False for rows that only pad the batch, so that all workers have equally many rows; they must
+    count in no loss and no metric. `position_B` is each row's place in the epoch's order, the key of its
+    randomness.
     """
 
     sample_id: list[str]

@@ -7,17 +7,17 @@ import torch.distributed as dist
 
 
 def is_distributed() -> bool:
-    """Whether several processes train together."""
+    """Return whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """This process's rank, 0 when alone."""
+    """Return this process's rank, 0 when alone."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many processes train together, 1 when alone."""
+    """Return how many processes train together, 1 when alone."""
     return dist.get_world_size() if is_distributed() else 1
 
 

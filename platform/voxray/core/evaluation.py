@@ -1,5 +1,8 @@
-"""What a pass over a split gives: `Sum`s that are added up, `Rows` that are gathered. Any split of rows agrees."""
+"""What a pass over a split gives: `Sum`s that are added up, `Rows` that are gathered. Any split of rows
+agrees.
+"""
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +14,7 @@ from voxray.core.collectives import all_gather_objects
 
 @dataclass
 class Sum:
-    """A value that is a sum over rows, and the count that divides it. Tensors allowed (confusion matrices)."""
+    """A sum over rows and the count that divides it; tensors allowed (confusion matrices)."""
 
     value: torch.Tensor
     count: torch.Tensor
@@ -30,7 +33,7 @@ class Rows:
 class Evaluation:
     """One batch's contribution to a summary, or, once merged, a whole split's."""
 
-    sums: dict[str, Sum] = field(default_factory=dict)
+    sums: dict[str, Sum] = field(default_factory=dict[str, Sum])
     rows: Rows | None = None
 
 
@@ -56,7 +59,7 @@ def _sorted_rows(chunks: list[Rows]) -> Rows:
     sample_id = [name for chunk in chunks for name in chunk.sample_id]
     group_id = [name for chunk in chunks for name in chunk.group_id]
     order = sorted(range(len(sample_id)), key=sample_id.__getitem__)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in itertools.pairwise(order):
         if sample_id[before] == sample_id[after]:
             raise RunError(
                 f"sample '{sample_id[before]}' was evaluated twice; sample ids must be unique in a split"

@@ -7,7 +7,8 @@ import torch
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One term of the loss: a sum over this worker's entries. The loop divides it by the count over all workers.
+    """One term of the loss: a sum over this worker's entries. The loop divides it by the count over all
+    workers.
 
     The counts come from `Task.normalizers`, before the forward pass; a term and its count share a name.
     """

@@ -1,4 +1,6 @@
-"""Keys of random choices: hash(seed, stage, epoch, position), so no generator's state is part of a checkpoint."""
+"""Keys of random choices: hash(seed, stage, epoch, position), so no generator's state is part of a
+checkpoint.
+"""
 
 import hashlib
 
@@ -12,9 +14,11 @@ def key(*parts: int | str) -> int:
 
 
 def uniform_rows(seed: int, position_B: torch.Tensor, num: int) -> torch.Tensor:
-    """Return [B, num] uniforms in [0, 1): row i depends on (seed, position_B[i]) alone, on any device or worker count.
+    """Return [B, num] uniforms in [0, 1): row i depends on (seed, position_B[i]) alone, on any device or
+    worker count.
 
-    A counter-based generator: three rounds of the 32-bit finaliser of MurmurHash3 over (seed, position, column).
+    A counter-based generator: three rounds of the 32-bit finaliser of MurmurHash3 over (seed, position,
+    column).
     """
     column_N = torch.arange(num, device=position_B.device, dtype=torch.int64)
     state_BN = (position_B.to(torch.int64)[:, None] * 0x9E3779B1 + column_N[None] * 0x85EBCA77) & 0xFFFFFFFF

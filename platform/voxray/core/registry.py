@@ -1,4 +1,4 @@
-"""The literal table of tasks, and the one way to name a class or function outside voxray: `module:attribute`."""
+"""The literal table of tasks, and how a class or function outside voxray is named: `module:attribute`."""
 
 import difflib
 import importlib
@@ -33,7 +33,7 @@ def import_object(reference: str) -> Any:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"'{reference}' cannot be imported: {error}; write `module:name` of something importable from here"
+            f"'{reference}' cannot be imported: {error}; write `module:name`, importable from here"
         ) from error
 
 
@@ -48,7 +48,9 @@ def config_class(task: str) -> type[RunConfig]:
 
 
 def aliases(task: str) -> dict[str, str]:
-    """Return the task's table of guide's spellings, `ALIASES` in its config module; empty for a task outside voxray."""
+    """Return the task's table of guide's spellings, `ALIASES` in its config module; empty for a task outside
+    voxray.
+    """
     if task not in TASKS:
         return {}
     return getattr(importlib.import_module(TASKS[task][0].partition(":")[0]), "ALIASES", {})
@@ -60,7 +62,9 @@ def task_class(task: str) -> "type[Task]":
 
 
 def figures_module(task: str) -> ModuleType | None:
-    """Return the torch-free `figures` beside the task's config; None without one and for a task outside voxray."""
+    """Return the torch-free `figures` beside the task's config; None without one and for a task outside
+    voxray.
+    """
     if task not in TASKS:
         return None
     name = TASKS[task][0].partition(":")[0].rpartition(".")[0] + ".figures"

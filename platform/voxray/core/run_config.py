@@ -1,7 +1,7 @@
 """`RunConfig`: everything one run depends on, as an experiment file declares it. A task subclasses it.
 
-Section classes live beside the code that owns them, in files named `config.py`; those files hold data only and are
-the one thing that an upper layer lends to a lower one.
+Section classes live beside the code that owns them, in files named `config.py`; those files hold data only
+and are the one thing that an upper layer lends to a lower one.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,9 @@ class Stage:
 class RunConfig(Section):
     """An experiment. `task` names a row of the registry or a class outside voxray as `module:Class`."""
 
-    experiment_name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="default: the file's name")
+    experiment_name: str = Field(
+        default="", pattern=r"^[A-Za-z0-9._-]*$", description="default: the file's name"
+    )
     description: str = ""
     hypothesis: str = ""
     expected: str = ""
@@ -43,7 +45,7 @@ class RunConfig(Section):
     run: RunNameConfig = RunNameConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
-    stages: tuple[StageConfig, ...] = ()  # type: ignore[valid-type]
+    stages: tuple[StageConfig, ...] = ()
     scale: ScaleConfig = ScaleConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     logging: LoggingConfig = LoggingConfig()

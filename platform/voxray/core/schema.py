@@ -1,4 +1,6 @@
-"""What a row of a dataset is: its columns with dtypes, shapes and units, and the group that no split may share."""
+"""What a row of a dataset is: its columns with dtypes, shapes and units, and the group that no split may
+share.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

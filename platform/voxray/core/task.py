@@ -1,4 +1,4 @@
-"""`Task`: one research problem, whole. It knows nothing of Ray; the loop and the data layer call its methods."""
+"""`Task`: one research problem, whole. It knows nothing of Ray; loop and data layer call its methods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -17,7 +17,8 @@ from voxray.core.losses import LossTerms
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.schema import Schema
 
-# A raw row: the schema's columns, or what a map stage needs to make them (a file's path, an index into a session).
+# A raw row: the schema's columns, or what a map stage needs to make them (a file's path, an index into a
+# session).
 RawRow = dict[str, Any]
 Summary = dict[str, float | list[float]]
 
@@ -31,12 +32,14 @@ class BadRow:
 
 
 class BadRowError(Exception):
-    """Raised by a map stage for a row that cannot be used; the message is the reason, with the file's name."""
+    """Raised by a map stage for a row that cannot be used; the message is the reason, the file named."""
 
 
 @dataclass(frozen=True)
 class MapStage:
-    """A pure function of one row, run by Ray Data tasks when raw files are prepared. It may raise BadRowError."""
+    """A pure function of one row, run by Ray Data tasks when raw files are prepared. It may raise
+    BadRowError.
+    """
 
     name: str
     function: Callable[[RawRow], RawRow]
@@ -51,11 +54,13 @@ class SynthReport:
     oracle: float  # the best that any model can expect, from the generator's own truth
     floor: float  # a linear model on held-out groups
     chance: float
-    notes: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Task(ABC):
-    """One research problem. `Config` is its config class; `dataset` describes the prepared data, once it is known."""
+    """One research problem. `Config` is its config class; `dataset` describes the prepared data, once it is
+    known.
+    """
 
     Config: ClassVar[type[RunConfig]]
 
@@ -67,15 +72,16 @@ class Task(ABC):
         self.statistics = statistics or {}
         self.dataset_schema = schema or self.schema()
 
-    # --- data -------------------------------------------------------------------------------------------------------
+    # --- data
+    # -------------------------------------------------------------------------------------------------------
     @abstractmethod
     def schema(self) -> Schema:
         """Return the columns of a prepared row."""
 
     @abstractmethod
     def read_raw(self, source: Path) -> Iterator[RawRow | BadRow]:
-        """Yield one raw row after the other, with `sample_id`, the group column, `origin` (file and row, for errors)
-        and, where the raw data declares one, `split`. A row that cannot be used is yielded as BadRow.
+        """Yield one raw row after the other, with `sample_id`, the group column, `origin` (file and row, for
+        errors) and, where the raw data declares one, `split`. A row that cannot be used is yielded as BadRow.
 
         Raises InputError for a folder that cannot be read at all, e.g. a missing table or column.
         """
@@ -85,20 +91,27 @@ class Task(ABC):
         return []
 
     def synth(self, out: Path, size: str, seed: int) -> SynthReport:
-        """Write synthetic raw files in this modality's real layout, with a learnable signal; `size` tiny|small|full."""
+        """Write synthetic raw files in this modality's real layout, with a learnable signal; `size`
+        tiny|small|full.
+        """
         raise _not_offered(self, "synthetic data")
 
     @abstractmethod
     def collate(self, columns: Columns) -> Batch:
         """Turn numpy columns into a typed batch of tensors. No randomness."""
 
-    # --- model and objective ----------------------------------------------------------------------------------------
+    # --- model and objective
+    # ----------------------------------------------------------------------------------------
     @abstractmethod
     def build_model(self) -> nn.Module:
-        """Build the model. Anything random in it comes from torch's global generator, which the loop has seeded."""
+        """Build the model. Anything random in it comes from torch's global generator, which the loop has
+        seeded.
+        """
 
     def augment(self, batch: Batch, key: int) -> Batch:
-        """Return the batch, augmented on its device; row i's choices depend on (key, batch.position_B[i]) alone."""
+        """Return the batch, augmented on its device; row i's choices depend on (key, batch.position_B[i])
+        alone.
+        """
         return batch
 
     @abstractmethod
@@ -109,10 +122,11 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Batch, stage: Stage) -> LossTerms:
         """Return the loss terms: a sum over this worker's entries each."""
 
-    def after_step(self, model: nn.Module, outputs: LossTerms) -> None:
+    def after_step(self, model: nn.Module, outputs: LossTerms) -> None:  # noqa: B027 - most tasks have nothing to do
         """Run once per successful update."""
 
-    # --- evaluation -------------------------------------------------------------------------------------------------
+    # --- evaluation
+    # -------------------------------------------------------------------------------------------------
     @abstractmethod
     def evaluate(self, model: nn.Module, batch: Batch, stage: Stage) -> Evaluation:
         """Return what one batch contributes to the summary. Padding rows are left out."""
@@ -130,7 +144,7 @@ class Task(ABC):
         return {}
 
     def table(self, merged: Evaluation, summary: Summary) -> list[dict[str, Any]]:
-        """Return what `voxray evaluate` prints, a row each; interval and floor columns are added beside it."""
+        """Return what `voxray evaluate` prints, a row each; interval and floor columns are added."""
         return [
             {"metric": name, "value": value} for name, value in summary.items() if isinstance(value, float)
         ]

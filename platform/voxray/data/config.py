@@ -10,25 +10,28 @@ from voxray.config.section import Section
 class SplitsConfig(Section):
     """Shares of the groups (patients, subjects, sessions) that go to each split."""
 
-    train: float = Field(0.7, ge=0, le=1)
-    val: float = Field(0.15, ge=0, le=1)
-    test: float = Field(0.15, ge=0, le=1)
+    train: float = Field(default=0.7, ge=0, le=1)
+    val: float = Field(default=0.15, ge=0, le=1)
+    test: float = Field(default=0.15, ge=0, le=1)
 
 
 class PrepareConfig(Section):
     """How raw files become shards (`voxray data prepare TASK RAW OUT key=value …`)."""
 
-    seed: int = Field(0, description="seed of the assignment of groups to splits")
+    seed: int = Field(default=0, description="seed of the assignment of groups to splits")
     splits: SplitsConfig = SplitsConfig()
-    shard_mb: float = Field(128.0, gt=0, description="target size of one shard in MB")
+    shard_mb: float = Field(default=128.0, gt=0, description="target size of one shard in MB")
     on_error: Literal["fail", "quarantine"] = Field(
-        "fail", description="fail: a bad row ends the command; quarantine: set it aside, list it, go on"
+        default="fail",
+        description="fail: a bad row ends the command; quarantine: set it aside, list it, go on",
     )
 
 
 class DataConfig(Section):
     """Which dataset a run reads."""
 
-    path: str = Field("", description="a prepared dataset's folder, or `synth:tiny|small|full` to make one")
+    path: str = Field(
+        default="", description="a prepared dataset's folder, or `synth:tiny|small|full` to make one"
+    )
     prepare: PrepareConfig = PrepareConfig()
-    window_mb: float = Field(32.0, gt=0, description="rows gathered by one Ray Data read task, in MB")
+    window_mb: float = Field(default=32.0, gt=0, description="rows gathered by one Ray Data read task, in MB")

@@ -1,4 +1,4 @@
-"""From `data.path` to a dataset's folder: one that the user prepared, or a synthetic one made in the cache."""
+"""From `data.path` to a dataset's folder: one that the user prepared, or a synthetic one in the cache."""
 
 import hashlib
 import inspect
@@ -33,7 +33,7 @@ def dataset_path(config: RunConfig) -> Path:
 
 
 def ensure_dataset(config: RunConfig) -> Path:
-    """Return the dataset's folder; a `synth:` one is generated and prepared in the cache first (needs Ray)."""
+    """Return the dataset's folder; a `synth:` one is made in the cache first, which needs Ray."""
     if not config.data.path.startswith(SYNTH):
         return dataset_path(config)
     from voxray.data.prepare import prepare

@@ -22,7 +22,9 @@ VALID, POSITION = "valid", "position"
 
 @dataclass(frozen=True)
 class Window:
-    """One worker's rows of consecutive batches: indices into the split, their places in the order, and batch sizes."""
+    """One worker's rows of consecutive batches: indices into the split, their places in the order, and batch
+    sizes.
+    """
 
     rows: IntArray
     position: IntArray
@@ -99,7 +101,9 @@ def gather(dataset: Path, shards: tuple[ShardInfo, ...], window: Window) -> dict
 
 @cache
 def verified_shard(path: Path, sha256: str) -> ShardReader:
-    """Open a shard; its sha256 is checked when a process first opens it. Raises InputError when it is damaged."""
+    """Open a shard; its sha256 is checked when a process first opens it. Raises InputError when it is
+    damaged.
+    """
     reader = open_shard(path)
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
@@ -117,6 +121,7 @@ def _window(order: IntArray, parts: list[IntArray]) -> Window:
 
 
 def split_batches(columns: dict[str, np.ndarray], sizes: tuple[int, ...]) -> Iterator[Columns]:
+    """Yield a window's batches, as views."""
     start = 0
     for size in sizes:
         yield {name: values[start : start + size] for name, values in columns.items()}

@@ -1,4 +1,6 @@
-"""The order of an epoch: a pure function of (seed, stage, epoch) and the number of rows, whatever the worker count."""
+"""The order of an epoch: a pure function of (seed, stage, epoch) and the number of rows, whatever the worker
+count.
+"""
 
 import hashlib
 from typing import Any
@@ -9,7 +11,7 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def epoch_order(num_rows: int, seed: int, stage: int, epoch: int, shuffle: bool) -> IntArray:
-    """Return the rows 0 … num_rows-1 in the order of this epoch: each once, permuted unless `shuffle` is off."""
+    """Return 0 … num_rows-1 in the order of this epoch: each once, permuted unless `shuffle` is off."""
     if not shuffle:
         return np.arange(num_rows, dtype=np.int64)
     digest = hashlib.blake2b(f"order/{seed}/{stage}/{epoch}".encode(), digest_size=16).digest()

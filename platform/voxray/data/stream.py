@@ -1,7 +1,8 @@
-"""Batches through Ray Data: one read task gathers one window anywhere on the cluster and sends it as one block.
+"""Batches through Ray Data: one read task gathers one window anywhere on the cluster and sends it as one
+block.
 
-No consumer shuffles or re-batches, which is what makes Ray Data fast (FACTS.md section 1). The rows and their order are
-those of `LocalStream`.
+No consumer shuffles or re-batches, which is what makes Ray Data fast (FACTS.md section 1). The rows and their
+order are those of `LocalStream`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,9 @@ from voxray.data.manifest import Manifest, ShardInfo
 
 
 class RayStream(LocalStream):
-    """The same batches, read by Ray Data tasks anywhere on the cluster and delivered through the object store."""
+    """The same batches, read by Ray Data tasks anywhere on the cluster and delivered through the object
+    store.
+    """
 
     def batches(self, request: EpochRequest) -> Iterator[Columns]:
         """Yield this worker's slice of each global batch; the caller's process is connected to Ray."""

@@ -1,4 +1,5 @@
-"""Area under the ROC curve by rank statistics, weighted, so that one sort serves a thousand bootstrap resamples.
+"""Area under the ROC curve by rank statistics, weighted, so that one sort serves a thousand bootstrap
+resamples.
 
 Shapes: N rows, K classes, R resamples, G groups of tied scores.
 """
@@ -7,10 +8,11 @@ import torch
 
 
 def auroc(labels_N: torch.Tensor, scores_N: torch.Tensor, weights_RN: torch.Tensor) -> torch.Tensor:
-    """Return [R] areas for binary `labels_N` (0/1, no NaN), one per row of weights; NaN where a class is missing.
+    """Return [R] areas for binary `labels_N` (0/1, no NaN), one per row of weights; NaN where a class is
+    missing.
 
-    The probability that a positive outranks a negative, ties counting one half (Hanley and McNeil 1982); a weight is
-    how often a row was drawn. Equal to scikit-learn's `roc_auc_score(..., sample_weight=...)`.
+    The probability that a positive outranks a negative, ties counting one half (Hanley and McNeil 1982); a
+    weight is how often a row was drawn. Equal to scikit-learn's `roc_auc_score(..., sample_weight=...)`.
     """
     weights_RN = weights_RN.double()
     _, tie_N = torch.unique(scores_N, return_inverse=True)
@@ -27,9 +29,11 @@ def auroc(labels_N: torch.Tensor, scores_N: torch.Tensor, weights_RN: torch.Tens
 def auroc_per_class(
     labels_NK: torch.Tensor, scores_NK: torch.Tensor, weights_RN: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return [R, K] areas (R = 1 without weights). NaN labels are left out; an undefined class is NaN, never 0.
+    """Return [R, K] areas (R = 1 without weights). NaN labels are left out; an undefined class is NaN, never
+    0.
 
-    torchmetrics' macro average counts an undefined class as 0, which is why the mean is taken over the defined ones.
+    torchmetrics' macro average counts an undefined class as 0, which is why the mean is taken over the
+    defined ones.
     """
     num_rows, num_classes = labels_NK.shape
     weights_RN = torch.ones(1, num_rows) if weights_RN is None else weights_RN

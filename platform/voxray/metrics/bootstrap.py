@@ -4,7 +4,8 @@ import torch
 
 
 def group_weights(group_N: torch.Tensor, num_resamples: int, seed: int) -> torch.Tensor:
-    """Return [R, N] weights: how often each row's group was drawn when G groups are drawn G times with replacement.
+    """Return [R, N] weights: how often each row's group was drawn when G groups are drawn G times with
+    replacement.
 
     `group_N` holds group indices 0 … G-1 (Efron's bootstrap with the group as the unit).
     """
@@ -16,7 +17,9 @@ def group_weights(group_N: torch.Tensor, num_resamples: int, seed: int) -> torch
 
 
 def percentile_interval(values_R: torch.Tensor, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval over the resamples in which the metric is defined; NaN where it never is."""
+    """Return the percentile interval over the resamples in which the metric is defined; NaN where it never
+    is.
+    """
     defined = values_R[~values_R.isnan()]
     if not len(defined):
         return (float("nan"), float("nan"))

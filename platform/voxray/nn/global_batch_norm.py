@@ -1,7 +1,8 @@
 """BatchNorm over the rows of all workers. torch's SyncBatchNorm refuses CPU tensors; this runs anywhere.
 
-`with GlobalBatchNorm():` around a forward pass makes every module that normalises through `F.batch_norm`, timm's fused
-ones too, use the mean and variance of the global batch. The model, its keys and its checkpoint stay what they were.
+`with GlobalBatchNorm():` around a forward pass makes every module that normalises through `F.batch_norm`,
+timm's fused ones too, use the mean and variance of the global batch. The model, its keys and its checkpoint
+stay what they were.
 """
 
 from typing import Any
@@ -53,7 +54,8 @@ def global_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Normalise `input` [B, C, …] over the batch and spatial axes of all workers; same formula as `F.batch_norm`.
+    """Normalise `input` [B, C, …] over the batch and spatial axes of all workers; same formula as
+    `F.batch_norm`.
 
     Mean first, then the variance of what is left, so that nothing is lost to cancellation. Workers may hold
     different numbers of rows. Running statistics get the unbiased variance, as torch's do.

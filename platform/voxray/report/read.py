@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from voxray.config.errors import InputError
-from voxray.train.run_folder import RunFolder
 from voxray.core.figures import Predictions
+from voxray.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

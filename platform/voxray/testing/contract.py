@@ -1,4 +1,5 @@
-"""The contract that every task keeps. Subclass `TaskContract` in a test, give a task and a source, inherit the tests.
+"""The contract that every task keeps. Subclass `TaskContract` in a test, give a task and a source, inherit
+the tests.
 
 The authority is the definition: sums of parts, autograd, or the same numbers by another route.
 """
@@ -61,7 +62,9 @@ class TaskContract(ABC):
         loss = self.objective(task, model, self.batch(8))
         assert math.isfinite(loss.item())
         loss.backward()
-        dead = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+        dead = [
+            n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+        ]
         assert not dead
 
     def test_terms_and_counts_share_their_names(self) -> None:
@@ -76,12 +79,14 @@ class TaskContract(ABC):
         task = self.task()
         model = task.build_model().eval()
         columns = next(iter(self.source().batches(EpochRequest("train", 8, seed=0))))
-        halves = [{name: values[half] for name, values in columns.items()} for half in (slice(0, 3), slice(3, 8))]
+        halves = [
+            {name: values[half] for name, values in columns.items()} for half in (slice(0, 3), slice(3, 8))
+        ]
         parts = [task.collate(part) for part in halves]
         whole = task.collate(columns)
         for name, term in task.loss(model, whole, self.stage()).items():
-            of_parts = sum(float(task.loss(model, part, self.stage())[name].sum) for part in parts)
-            np.testing.assert_allclose(float(term.sum), of_parts, rtol=1e-4)
+            of_parts = sum(task.loss(model, part, self.stage())[name].sum.item() for part in parts)
+            np.testing.assert_allclose(term.sum.item(), of_parts, rtol=1e-4)
             counts = sum(int(task.normalizers(part, self.stage())[name]) for part in parts)
             assert int(task.normalizers(whole, self.stage())[name]) == counts
 
@@ -92,7 +97,11 @@ class TaskContract(ABC):
         by_size = [task.summarize(self._evaluation(task, model, size)) for size in (7, 32)]
         for name, value in by_size[0].items():
             np.testing.assert_allclose(
-                np.asarray(value, float), np.asarray(by_size[1][name], float), rtol=1e-4, atol=1e-6, err_msg=name
+                np.asarray(value, float),
+                np.asarray(by_size[1][name], float),
+                rtol=1e-4,
+                atol=1e-6,
+                err_msg=name,
             )
         numbers = {name for name, value in by_size[0].items() if isinstance(value, float)}
         assert set(task.metric_names()) == numbers
@@ -120,7 +129,7 @@ class TaskContract(ABC):
             loss = self.objective(task, model, batch)
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
         assert losses[-1] < 0.2 * losses[0], losses[:: OVERFIT_UPDATES // 5]
 
     def test_saved_and_loaded_the_loss_is_the_same(self, tmp_path: Path) -> None:
@@ -133,7 +142,7 @@ class TaskContract(ABC):
         saved = checkpoint.save(tmp_path, 1, model.state_dict(), {}, {})
         other = task.build_model()
         other.load_state_dict(checkpoint.load(saved)[0])
-        losses = [float(self.objective(task, m.eval(), batch)) for m in (model, other)]
+        losses = [self.objective(task, m.eval(), batch).item() for m in (model, other)]
         assert losses[0] == losses[1]
 
     def _evaluation(self, task: Task, model: torch.nn.Module, batch_size: int) -> Evaluation:

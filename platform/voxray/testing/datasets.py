@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from voxray.core.schema import Schema
-from voxray.data.manifest import SHARD_FOLDER, Manifest, Recipe, ShardInfo, Source, SplitCounts, write_manifest
+from voxray.data.manifest import (
+    SHARD_FOLDER,
+    Manifest,
+    Recipe,
+    ShardInfo,
+    Source,
+    SplitCounts,
+    write_manifest,
+)
 from voxray.data.shards import write_shard
 
 
@@ -18,7 +26,7 @@ def write_dataset(
     rows_per_shard: int,
     statistics: dict[str, Any] | None = None,
 ) -> Path:
-    """Write `splits` (columns, rows first) as shards of `rows_per_shard` rows and the manifest; return `out`."""
+    """Write `splits` (columns, rows first) as shards of `rows_per_shard` rows, and the manifest."""
     (out / SHARD_FOLDER).mkdir(parents=True)
     shards: list[ShardInfo] = []
     for split, columns in splits.items():
@@ -34,5 +42,7 @@ def write_dataset(
         for split, columns in splits.items()
     }
     recipe = Recipe("arrays", "0", {})
-    write_manifest(out, Manifest(schema, tuple(shards), counts, statistics or {}, Source("arrays", ""), recipe))
+    write_manifest(
+        out, Manifest(schema, tuple(shards), counts, statistics or {}, Source("arrays", ""), recipe)
+    )
     return out

@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 
 def spawn(world_size: int, function: Callable[..., None], *args: Any) -> None:
-    """Call `function(*args)` on `world_size` processes of one gloo group; an exception on any rank is raised here.
+    """Call `function(*args)` on `world_size` processes of one gloo group; an exception on any rank is raised
+    here.
 
     `function` comes from an importable module. Results travel by files that `args` name.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(_worker, (world_size, port, function, args), nprocs=world_size, start_method="spawn")
+    start_processes(_worker, (world_size, port, function, args), nprocs=world_size, start_method="spawn")
 
 
 def _worker(

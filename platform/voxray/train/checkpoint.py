@@ -1,6 +1,8 @@
-"""Checkpoints: a folder under a temporary name, every file's sha256 in a manifest written last, fsync, rename.
+"""Checkpoints: a folder under a temporary name, every file's sha256 in a manifest written last, fsync,
+rename.
 
-A folder without a valid manifest does not exist for us. A corrupt one is set aside and the one before it is used.
+A folder without a valid manifest does not exist for us. A corrupt one is set aside and the one before it is
+used.
 """
 
 import hashlib
@@ -86,7 +88,8 @@ def newest(folder: Path, tell: Callable[[str], None]) -> Path | None:
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
         tell(
-            f"checkpoint {checkpoint.name} cannot be used: {wrong}; set aside as {aside.name}, using the one before"
+            f"checkpoint {checkpoint.name} cannot be used: {wrong}; "
+            f"set aside as {aside.name}, using the one before"
         )
     return None
 

@@ -1,5 +1,7 @@
 """A pass over one split: what the loop does after each epoch and `voxray evaluate` does afterwards."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -30,6 +32,6 @@ def summarize_split(
     return {f"{split}/{name}": value for name, value in task.summarize(merged).items()}
 
 
-def numbers(metrics: dict[str, object]) -> dict[str, float]:
+def numbers(metrics: Mapping[str, object]) -> dict[str, float]:
     """Return the metrics that are single numbers."""
     return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}

@@ -1,7 +1,9 @@
-"""`voxray train`: check the run's folder, make the dataset where it is synthetic, start the workers, follow them."""
+"""`voxray train`: check the run's folder, make the dataset where it is synthetic, start the workers, follow
+them.
+"""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +35,9 @@ class Plan:
 
 
 def run_folder(config: RunConfig) -> RunFolder:
-    """Return the run's folder: <storage.path>/<task>/<run name>; a task outside voxray goes by its class name."""
+    """Return the run's folder: <storage.path>/<task>/<run name>; a task outside voxray goes by its class
+    name.
+    """
     return RunFolder(Path(config.storage.path) / config.task.rpartition(":")[2] / config.run_name)
 
 
@@ -70,7 +74,8 @@ def prepare_folder(
 ) -> bool:
     """Make or check RUN; return False when there is nothing left to train.
 
-    Raises InputError when the folder holds a run of another config, or when `resume` forbids what would happen.
+    Raises InputError when the folder holds a run of another config, or when `resume` forbids what would
+    happen.
     """
     config = resolved.config
     if not (run.path / "config.json").exists():
@@ -101,7 +106,7 @@ def prepare_folder(
 
 
 def plan(config: RunConfig) -> Plan:
-    """Return the run's size from the dataset's manifest and the model on the meta device; nothing is trained."""
+    """Return the run's size from the manifest and the model on the meta device; nothing is trained."""
     import torch
 
     check_monitor(config)
@@ -162,8 +167,9 @@ def scaling(config: RunConfig) -> Any:
     for name, amount in needed.items():
         if amount > there.get(name, 0):
             raise InputError(
-                f"scale.num_workers={scale.num_workers} needs {amount:g} {name}, one CPU for reading included; Ray has "
-                f"{there.get(name, 0):g}; lower scale.num_workers or scale.{name.lower()}s_per_worker"
+                f"scale.num_workers={scale.num_workers} needs {amount:g} {name}, one CPU for reading "
+                f"included; Ray has {there.get(name, 0):g}; lower scale.num_workers "
+                f"or scale.{name.lower()}s_per_worker"
             )
     resources = {"CPU": scale.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
     return ScalingConfig(num_workers=scale.num_workers, use_gpu=gpus > 0, resources_per_worker=resources)
@@ -175,14 +181,15 @@ def worker_environment(config: RunConfig) -> dict[str, str]:
 
     return {
         "OMP_NUM_THREADS": str(config.scale.threads_per_worker),
-        # A stale cluster file of a killed Ray would else send the State API to a dead cluster (FACTS.md section 2).
+        # A stale cluster file of a killed Ray would else send the State API to a dead cluster (FACTS.md
+        # section 2).
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         **({"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}),
     }
 
 
-def first_cause(failures: dict[int, BaseException]) -> Exception:
-    """Return our own error where a worker raised one, else a RunError that names the rank and the exception."""
+def first_cause(failures: Mapping[int, Exception]) -> Exception:
+    """Return our own error where a worker raised one, else a RunError that names rank and exception."""
     for failure in failures.values():
         cause: BaseException | None = failure
         while cause is not None:

@@ -1,7 +1,8 @@
 """The training loop. `fit` reads as a table of contents; it imports no Ray and runs on lists in a test.
 
-The gradient is that of the global loss: counts are added over all workers and micro-batches of an update before the
-first backward pass, so NaN labels, tokens and short batches weigh the same on any number of workers.
+The gradient is that of the global loss: counts are added over all workers and micro-batches of an update
+before the first backward pass, so NaN labels, tokens and short batches weigh the same on any number of
+workers.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -73,8 +74,8 @@ def fit(
 ) -> None:
     """Train `config` from where RUN's newest valid checkpoint stands; every worker calls this.
 
-    `report` is called once per epoch on every worker with the epoch's numbers. Raises RunError when the loss stops
-    being finite.
+    `report` is called once per epoch on every worker with the epoch's numbers. Raises RunError when the loss
+    stops being finite.
     """
     loop = Fit(task, source, config, run, report, device)
     stages = config.resolved_stages()
@@ -100,7 +101,9 @@ def start(loop: Fit, stages: list[Stage]) -> TrainState:
         model, saved = checkpoint.load(chosen)
         state.load(model, saved, build_optimizer(state.model, stages[saved["stage"]].training))
     if collectives.rank() == 0 and loop.run.log_file.exists():
-        loop.log({"kind": "resume", "step": state.step, "checkpoint": chosen.name if chosen else "the beginning"})
+        loop.log(
+            {"kind": "resume", "step": state.step, "checkpoint": chosen.name if chosen else "the beginning"}
+        )
     return state
 
 
@@ -123,7 +126,9 @@ def run_stage(loop: Fit, state: TrainState, stage: Stage) -> None:
 
 
 def wrap(module: LossModule, device: torch.device) -> nn.Module:
-    """Wrap in DDP when several workers train; buffers are global already (GlobalBatchNorm), so none is broadcast."""
+    """Wrap in DDP when several workers train; buffers are global already (GlobalBatchNorm), so none is
+    broadcast.
+    """
     if not collectives.is_distributed():
         return module
     ids = [device.index] if device.type == "cuda" else None
@@ -162,7 +167,9 @@ def train_epoch(
 
 
 def updates(loop: Fit, request: EpochRequest, group: int) -> Iterator[tuple[list[Batch], float]]:
-    """Yield the micro-batches of one update after the other, on the device and augmented, and the seconds waited."""
+    """Yield the micro-batches of one update after the other, on the device and augmented, and the seconds
+    waited.
+    """
     augment_key = key(request.seed, "augment", request.stage, request.epoch)
     batches = (
         loop.task.augment(loop.task.collate(columns).to(loop.device), augment_key)
@@ -218,7 +225,9 @@ def total_counts(task: Task, micro_batches: list[Batch], stage: Stage) -> dict[s
 def forward_context(
     module: nn.Module, precision: str, device: torch.device, ends_update: bool
 ) -> Iterator[None]:
-    """Autocast, BatchNorm over all workers, and DDP's gradient exchange at the update's last micro-batch only."""
+    """Autocast, BatchNorm over all workers, and DDP's gradient exchange at the update's last micro-batch
+    only.
+    """
     with contextlib.ExitStack() as stack:
         if precision == "bf16":
             stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
@@ -233,20 +242,24 @@ def forward_context(
 class Meter:
     """Adds up loss terms, rows and the time spent waiting for data since it was made."""
 
-    terms: dict[str, torch.Tensor] = field(default_factory=dict)
+    terms: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     rows: int = 0
     waited_s: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     def add(self, terms: dict[str, torch.Tensor], rows: int, waited_s: float) -> None:
-        """Take one update's [sum, count] per term, its rows on this worker and the seconds it waited for them."""
+        """Take one update's [sum, count] per term, its rows on this worker and the seconds it waited for
+        them.
+        """
         self.rows += rows
         self.waited_s += waited_s
         for name, value in terms.items():
             self.terms[name] = value if name not in self.terms else self.terms[name] + value
 
     def read(self) -> dict[str, float]:
-        """Return the mean of each term over all workers' entries, samples/s and the share of time spent waiting."""
+        """Return the mean of each term over all workers' entries, samples/s and the share of time spent
+        waiting.
+        """
         elapsed = max(time.monotonic() - self.started, 1e-9)
         means: dict[str, float] = {}
         for name, value in self.terms.items():
@@ -267,11 +280,14 @@ def check_finite(metrics: dict[str, float], state: TrainState) -> None:
     for name, value in metrics.items():
         if name.startswith("train/") and not math.isfinite(value):
             raise RunError(
-                f"{name} is {value} at step {state.step}; lower training.learning_rate or set training.clip_grad_norm"
+                f"{name} is {value} at step {state.step}; "
+                "lower training.learning_rate or set training.clip_grad_norm"
             )
 
 
-def end_epoch(loop: Fit, state: TrainState, stage: Stage, metrics: dict[str, object], planned: float) -> None:
+def end_epoch(
+    loop: Fit, state: TrainState, stage: Stage, metrics: Mapping[str, object], planned: float
+) -> None:
     """Log the epoch, note the monitored value, save, and report."""
     training = stage.training
     value = metrics[training.monitor]

@@ -1,4 +1,6 @@
-"""Optimisers and learning-rate schedules. A schedule is a pure function of the step, so it has no state to save."""
+"""Optimisers and learning-rate schedules. A schedule is a pure function of the step, so it has no state to
+save.
+"""
 
 import math
 
@@ -25,7 +27,8 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.O
 
 
 def learning_rate(step: int, num_steps: int, training: TrainingConfig) -> float:
-    """Return the rate of update `step` (from 0) of `num_steps`: linear warm-up, then constant or a cosine to a floor.
+    """Return the rate of update `step` (from 0) of `num_steps`: linear warm-up, then constant or a cosine to
+    a floor.
 
     The warm-up ends at the full rate; the cosine reaches `min_lr_fraction` of it at the last update.
     """

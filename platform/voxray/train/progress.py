@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ POLL_S = 0.3
 
 
 @contextmanager
-def follow(log_file: Path, console: Console, monitor: str) -> Iterator[None]:
+def follow(log_file: Path, console: Console, monitor: str) -> Generator[None]:
     """Print a line per epoch, and a live line per step on a terminal, while the body runs."""
     stop = threading.Event()
     start = log_file.stat().st_size if log_file.exists() else 0
@@ -70,13 +70,16 @@ def _show(record: dict[str, Any], console: Console, status: Status | None, monit
         case "note":
             console.print(record["text"], highlight=False, markup=False, soft_wrap=True)
         case "resume":
-            console.print(f"resumed from {record['checkpoint']}", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"resumed from {record['checkpoint']}", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def step_line(record: dict[str, Any]) -> str:
     """Return the live line of a step record."""
     return (
-        f"{record['stage']} · epoch {record['epoch'] + 1} · step {record['step']} · loss {record['train/loss']:.4f} · "
+        f"{record['stage']} · epoch {record['epoch'] + 1} · step {record['step']} · "
+        f"loss {record['train/loss']:.4f} · "
         f"{record['samples_per_s']:.0f} samples/s · {100 * record['data_wait_share']:.0f} % waiting for data"
     )
 

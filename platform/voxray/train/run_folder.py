@@ -72,7 +72,9 @@ class RunFolder:
         return file.read(1) == b"\n"
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the log's records as of one uninterrupted run; empty where nothing was logged. See `read_log`."""
+        """Return the log's records as of one uninterrupted run; empty where nothing was logged. See
+        `read_log`.
+        """
         return read_log(self.log_file) if self.log_file.exists() else []
 
     def is_finished(self) -> bool:
@@ -84,9 +86,9 @@ class RunFolder:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return a log's records as of one uninterrupted run.
 
-    The file is only ever appended to. A `resume` record takes back what was logged after the checkpoint that it
-    names, since the resumed run made those updates again. A line that a kill cut short stands last or before a
-    `resume`; any other line that is no JSON map is an InputError.
+    The file is only ever appended to. A `resume` record takes back what was logged after the checkpoint that
+    it names, since the resumed run made those updates again. A line that a kill cut short stands last or
+    before a `resume`; any other line that is no JSON map is an InputError.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -102,7 +104,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if record.get("kind") == "resume":
             broken = ""
             step = record["step"]
-            records = [r for r in records if r.get("step", 0) <= step and r.get("kind") not in ("end", "rank")]
+            records = [
+                r for r in records if r.get("step", 0) <= step and r.get("kind") not in ("end", "rank")
+            ]
         if broken:
             raise InputError(broken)
         records.append(record)
@@ -131,7 +135,9 @@ def plain(value: Any) -> Any:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return, a line each, the values that keep a run from being resumed: all but FREE_SECTIONS and more epochs."""
+    """Return, a line each, the values that keep a run from being resumed: all but FREE_SECTIONS and more
+    epochs.
+    """
     lines = []
     old, new = _flat(before), _flat(now)
     for path in sorted(old.keys() | new.keys()):

@@ -1,4 +1,6 @@
-"""`TrainState`: everything that the next update depends on. No generator's state is in it: randomness is keyed."""
+"""`TrainState`: everything that the next update depends on. No generator's state is in it: randomness is
+keyed.
+"""
 
 import math
 from dataclasses import dataclass
@@ -37,7 +39,9 @@ class TrainState:
     )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is saved beside the model: tensors and plain values only, so that it loads `weights_only`."""
+        """Return what is saved beside the model: tensors and plain values only, so that it loads
+        `weights_only`.
+        """
         assert self.optimizer is not None
         return {
             "optimizer": self.optimizer.state_dict(),

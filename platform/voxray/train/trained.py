@@ -37,7 +37,8 @@ class Trained:
 def load(run_dir: Path) -> Trained:
     """Load the best checkpoint of a run (the newest where no best was kept).
 
-    Raises InputError when the folder is no run or holds no checkpoint, RunError when the checkpoint is damaged.
+    Raises InputError when the folder is no run or holds no checkpoint, RunError when the checkpoint is
+    damaged.
     """
     run = RunFolder(run_dir)
     values = run.config()
@@ -54,7 +55,8 @@ def load(run_dir: Path) -> Trained:
 
 
 def evaluate_run(trained: Trained, split: str, with_floor: bool) -> dict[str, Any]:
-    """Evaluate a split with 95 % intervals by group; write evaluation_<split>.json and predictions_<split>.parquet.
+    """Evaluate a split with 95 % intervals by group; write evaluation_<split>.json and
+    predictions_<split>.parquet.
 
     `with_floor` fits the task's linear floor on the training split and scores it on the same rows.
     """

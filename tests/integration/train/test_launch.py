@@ -33,7 +33,9 @@ def experiment(dataset, tmp_path):
             "training.epochs": 2,
             "logging.log_every_n_steps": 1,
         }
-        return default_config(TASK, {**base, **{k.replace("__", "."): v for k, v in values.items()}}, "the test")
+        return default_config(
+            TASK, {**base, **{k.replace("__", "."): v for k, v in values.items()}}, "the test"
+        )
 
     return make
 
@@ -70,7 +72,7 @@ def test_two_workers_train_on_what_ray_data_read(experiment):
     told = []
     assert not prepare_folder(run, resolved, "auto", told.append)
     assert "finished already" in told[0]
-    with pytest.raises(InputError, match="training.learning_rate: 0.001 before, 0.5 now"):
+    with pytest.raises(InputError, match=r"training\.learning_rate: 0\.001 before, 0\.5 now"):
         prepare_folder(run, experiment(training__learning_rate=0.5), "auto", told.append)
     with pytest.raises(InputError, match="holds a run already"):
         prepare_folder(run, resolved, "never", told.append)

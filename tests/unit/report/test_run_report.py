@@ -13,8 +13,8 @@ from voxray.config.errors import InputError
 from voxray.report import curves
 from voxray.report.build import report
 from voxray.report.read import read_predictions, read_run
-from voxray.train.run_folder import read_log
 from voxray.report.run import source_of
+from voxray.train.run_folder import read_log
 
 
 def test_sections_and_what_the_user_wrote(run: Path) -> None:

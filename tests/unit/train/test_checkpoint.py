@@ -28,14 +28,15 @@ def test_every_flipped_bit_is_noticed_and_the_one_before_is_used(tmp_path):
         folder = tmp_path / str(trial)
         write(folder, 1)
         newest = write(folder, 2)
-        file = rng.choice([p for p in sorted(newest.iterdir())])
+        file = rng.choice(sorted(newest.iterdir()))
         data = bytearray(file.read_bytes())
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         file.write_bytes(data)
         told = []
         found = checkpoint.newest(folder, told.append)
         if file.name == checkpoint.MANIFEST and found.name == newest.name:
-            # a bit of the manifest that is neither a name nor a digest, e.g. white space, changes nothing it says
+            # a bit of the manifest that is neither a name nor a digest, e.g. white space, changes nothing it
+            # says
             assert checkpoint.problem(found) is None
             continue
         assert found.name == "step-00000001", file
@@ -97,6 +98,6 @@ def test_a_checkpoint_never_loads_code(tmp_path):
     manifest = json.loads((saved / "MANIFEST.json").read_text())
     manifest["files"]["state.pt"]["sha256"] = checkpoint._sha256(saved / "state.pt")
     (saved / "MANIFEST.json").write_text(json.dumps(manifest))
-    with pytest.raises(Exception, match="(?i)weights|unpickling|cannot be read"):
+    with pytest.raises(Exception, match=r"(?i)weights|unpickling|cannot be read"):
         checkpoint.load(saved)
     assert not (tmp_path / "ran").exists()

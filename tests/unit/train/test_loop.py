@@ -113,9 +113,10 @@ def test_a_resumed_run_is_bit_identical(tmp_path, cut_after):
     assert any(r["kind"] == "resume" for r in resumed.records())
     for name, value in weights(uninterrupted).items():
         assert torch.equal(weights(resumed)[name], value), name
-    pick = lambda run: [
-        (r["stage"], r["epoch"], r["val/loss"]) for r in run.records() if r["kind"] == "epoch"
-    ]  # noqa: E731
+
+    def pick(run):
+        return [(r["stage"], r["epoch"], r["val/loss"]) for r in run.records() if r["kind"] == "epoch"]
+
     assert pick(resumed) == pick(uninterrupted)
 
 
@@ -147,7 +148,8 @@ def test_a_part_of_the_state_that_is_lost_is_seen(tmp_path, monkeypatch, lost):
 def two_workers(folder: str, batch_norm: bool) -> None:
     run_config = TinyConfig.model_validate(
         {
-            # Adam turns the rounding noise of a bias before BatchNorm (true gradient 0) into steps of full size
+            # Adam turns the rounding noise of a bias before BatchNorm (true gradient 0) into steps of full
+            # size
             "training": {"batch_size": 16, "epochs": 4, "learning_rate": 0.01, "optimizer": "sgd"},
             "logging": {"log_every_n_steps": 1},
             "model": {"batch_norm": batch_norm},

@@ -1,5 +1,6 @@
 """Learning rate in closed form, and what weight decay applies to."""
 
+import itertools
 import math
 
 import pytest
@@ -21,7 +22,7 @@ def test_warm_up_then_cosine_to_the_floor():
     assert learning_rate(int(middle), 100, training) == pytest.approx(
         2.0 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (int(middle) - 10) / 89)))
     )
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_constant_schedule_keeps_the_rate():

@@ -62,7 +62,10 @@ def test_only_scale_logging_checkpoints_and_more_epochs_may_differ():
     before = {"training": {"epochs": 3, "seed": 1}, "scale": {"num_workers": 1}, "stages": [{"epochs": 2}]}
     fewer = {"training": {"epochs": 2, "seed": 2}, "scale": {"num_workers": 2}, "stages": [{"epochs": 5}]}
     assert differences(before, before) == []
-    assert differences(before, fewer) == ["training.epochs: 3 before, 2 now", "training.seed: 1 before, 2 now"]
+    assert differences(before, fewer) == [
+        "training.epochs: 3 before, 2 now",
+        "training.seed: 1 before, 2 now",
+    ]
 
 
 def test_a_folder_that_is_no_run_is_an_input_error(tmp_path):

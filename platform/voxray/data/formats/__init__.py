@@ -1,1 +1,1 @@
-"""Raw formats → rows, one file each. Readers are safe: they run no code and read nothing outside the folder."""
+"""Raw formats → rows, one file each. Readers run no code and read nothing outside the folder."""

@@ -38,7 +38,7 @@ class CxrPrepareConfig(PrepareConfig):
     """How raw radiographs become rows."""
 
     image_size: int | Literal["auto"] = Field(
-        "auto",
+        default="auto",
         description="side of the stored square image in pixels; auto: 224, or less for smaller files",
     )
 
@@ -52,19 +52,29 @@ class CxrDataConfig(DataConfig):
 class ModelConfig(Section):
     """Backbone and classifier head (DOMAINS.md S4.a)."""
 
-    backbone: str = Field("tf_efficientnetv2_s", description="a timm name, or a guide's torchvision name")
-    pretrained: bool = Field(False, description="load timm's weights; needs a reachable hub or a local cache")
-    in_chans: Literal[1, 3] = Field(1, description="1: grey; 3: the grey image repeated, as the guide's RGB")
-    hidden_dim: int = Field(512, ge=1, description="width of the classifier's hidden layer")
-    dropout: float = Field(0.3, ge=0, lt=1)
+    backbone: str = Field(
+        default="tf_efficientnetv2_s", description="a timm name, or a guide's torchvision name"
+    )
+    pretrained: bool = Field(
+        default=False, description="load timm's weights; needs a reachable hub or a local cache"
+    )
+    in_chans: Literal[1, 3] = Field(
+        default=1, description="1: grey; 3: the grey image repeated, as the guide's RGB"
+    )
+    hidden_dim: int = Field(default=512, ge=1, description="width of the classifier's hidden layer")
+    dropout: float = Field(default=0.3, ge=0, lt=1)
 
 
 class ObjectiveConfig(Section):
     """Loss and extra metrics."""
 
-    loss: str = Field("bce", description="bce, or `module:function` of (logits, targets) → elementwise loss")
-    metrics: tuple[str, ...] = Field((), description="`module:function` of (labels, scores) → float, by name")
-    augment: bool = Field(True, description="random flips and small rotations of training images")
+    loss: str = Field(
+        default="bce", description="bce, or `module:function` of (logits, targets) → elementwise loss"
+    )
+    metrics: tuple[str, ...] = Field(
+        default=(), description="`module:function` of (labels, scores) → float, by name"
+    )
+    augment: bool = Field(default=True, description="random flips and small rotations of training images")
 
 
 class Config(RunConfig):

@@ -17,11 +17,11 @@ from PIL import Image
 
 from voxray.core.batch import Batch, Columns
 from voxray.core.schema import TEXT, Column, Schema
+from voxray.core.splits import assign_splits
 from voxray.core.task import BadRow, MapStage, RawRow, SynthReport
 from voxray.data.config import PrepareConfig, SplitsConfig
 from voxray.data.formats.cxr import NO_FINDING, read_nih
 from voxray.data.formats.radiograph import decode_image
-from voxray.data.splits import assign_splits
 from voxray.metrics.auroc import auroc_per_class
 from voxray.tasks.cxr_memory.config import LABELS, Config, CxrPrepareConfig
 

@@ -17,13 +17,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class CxrClassifier(nn.Module):
-    """image [B, 1, H, W] in [0, 255] → logits [B, K]: normalise, timm backbone, BatchNorm → Linear → ReLU → Linear."""
+    """image [B, 1, H, W] in [0, 255] → logits [B, K]: normalise, timm backbone, BatchNorm → Linear → ReLU →
+    Linear.
+    """
 
     mean_C: torch.Tensor
     std_C: torch.Tensor
 
     def __init__(self, config: ModelConfig, num_labels: int, pixel_mean: float, pixel_std: float) -> None:
-        """Build it; `pixel_mean` and `pixel_std` of the training images in [0, 1] are used without `pretrained`."""
+        """Build it; `pixel_mean` and `pixel_std` of the training images in [0, 1] are used without
+        `pretrained`.
+        """
         super().__init__()
         self.in_chans = config.in_chans
         self.backbone = _backbone(config)

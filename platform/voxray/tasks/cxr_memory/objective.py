@@ -27,7 +27,9 @@ def auroc_intervals(
 
 
 def augment(image_BCHW: torch.Tensor, position_B: torch.Tensor, key: int) -> torch.Tensor:
-    """Return images [B, 1, H, W], each flipped left–right and turned by up to 10° with probability one half each."""
+    """Return images [B, 1, H, W], each flipped left–right and turned by up to 10° with probability one half
+    each.
+    """
     u_B4 = uniform_rows(key, position_B, 4)
     flip_B = torch.where(u_B4[:, 0] < FLIP_PROBABILITY, -1.0, 1.0)
     degrees_B = torch.where(u_B4[:, 1] < FLIP_PROBABILITY, (2 * u_B4[:, 2] - 1) * MAX_ROTATION, 0.0)

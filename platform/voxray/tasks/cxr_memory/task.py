@@ -94,7 +94,9 @@ class CxrMemory(Task):
         return Evaluation({"loss": loss}, Rows(names[0], names[1], columns))
 
     def summarize(self, merged: Evaluation) -> Summary:
-        """Return the loss, AUROC per class (NaN where undefined), their mean over defined classes, extra metrics."""
+        """Return the loss, AUROC per class (NaN where undefined), their mean over defined classes, extra
+        metrics.
+        """
         labels_NK, scores_NK = _tensors(merged)
         areas_K = auroc_per_class(labels_NK, scores_NK)[0]
         loss = merged.sums["loss"]
@@ -109,7 +111,7 @@ class CxrMemory(Task):
         return summary
 
     def metric_names(self) -> tuple[str, ...]:
-        """Return loss, auroc, the number of defined classes, and the extra metrics by their function's name."""
+        """Return loss, auroc, the number of defined classes, and extra metrics by their function's name."""
         return ("loss", "auroc", "num_defined", *map(_short, self.config.objective.metrics))
 
     def intervals(self, merged: Evaluation, seed: int) -> dict[str, list[tuple[float, float]]]:
