@@ -3,6 +3,9 @@
 There is one operation, dotted path → value; a file, the command line and a search differ in their source.
 """
 
+# What a YAML or JSON value holds has no static type.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,5 +1,8 @@
 """What keys a config class has, by dotted path; the nearest key to a mistyped one; types for people."""
 
+# What a YAML or JSON value holds has no static type.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 import difflib
 import functools
 import types

@@ -1,5 +1,8 @@
 """Hides what looks like a secret: values under telling keys, and passwords inside addresses."""
 
+# What a YAML or JSON value holds has no static type.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 import re
 from typing import Any
 

@@ -1,5 +1,8 @@
 """`Node`: a value with the place it was written at. Trees of nodes merge and take assignments by path."""
 
+# What a YAML or JSON value holds has no static type.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -64,7 +67,7 @@ class Node:
         """Return the tree without the node at `path`, and without the maps that this leaves empty."""
         kept: list[tuple[str, Node]] = []
         for key, child in self.children():
-            if key != path[0]:
+            if (key,) != path[:1]:
                 kept.append((key, child))
             elif len(path) > 1 and (rest := child.without(path[1:])).value:
                 kept.append((key, rest))

@@ -4,6 +4,9 @@ PyYAML's SafeLoader with YAML 1.2's core scalars (`1e-4` is a number, `yes` and 
 duplicate keys and files that expand without end are refused; nothing is ever constructed but plain values.
 """
 
+# What a YAML or JSON value holds has no static type.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +33,7 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes only, and notes every explicit tag."""
 
     # Every plain scalar comes out as text and is read by `_scalar`, so PyYAML's YAML 1.1 rules never apply.
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -31,7 +31,7 @@ class Stage:
     training: TrainingConfig
 
 
-class RunConfig(Section):
+class RunConfig(Section, frozen=True):
     """An experiment. `task` names a row of the registry or a class outside voxray as `module:Class`."""
 
     experiment_name: str = Field(

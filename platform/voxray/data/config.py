@@ -7,7 +7,7 @@ from pydantic import Field
 from voxray.config.section import Section
 
 
-class SplitsConfig(Section):
+class SplitsConfig(Section, frozen=True):
     """Shares of the groups (patients, subjects, sessions) that go to each split."""
 
     train: float = Field(default=0.7, ge=0, le=1)
@@ -15,7 +15,7 @@ class SplitsConfig(Section):
     test: float = Field(default=0.15, ge=0, le=1)
 
 
-class PrepareConfig(Section):
+class PrepareConfig(Section, frozen=True):
     """How raw files become shards (`voxray data prepare TASK RAW OUT key=value …`)."""
 
     seed: int = Field(default=0, description="seed of the assignment of groups to splits")
@@ -27,7 +27,7 @@ class PrepareConfig(Section):
     )
 
 
-class DataConfig(Section):
+class DataConfig(Section, frozen=True):
     """Which dataset a run reads."""
 
     path: str = Field(

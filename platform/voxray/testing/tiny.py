@@ -23,7 +23,7 @@ from voxray.core.task import RawRow, Summary, Task
 NUM_INPUTS, NUM_OUTPUTS = 6, 2
 
 
-class TinyModelConfig(Section):
+class TinyModelConfig(Section, frozen=True):
     """A perceptron of one hidden layer."""
 
     hidden_dim: int = 16
@@ -31,7 +31,7 @@ class TinyModelConfig(Section):
     batch_norm: bool = False
 
 
-class TinyConfig(RunConfig):
+class TinyConfig(RunConfig, frozen=True):
     """Config of the tiny task."""
 
     task: str = "voxray.testing.tiny:Tiny"

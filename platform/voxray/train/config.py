@@ -1,13 +1,13 @@
 """The `training`, `stages`, `scale`, `checkpoints`, `logging` and `storage` sections."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional
 
 from pydantic import Field, create_model
 
 from voxray.config.section import Section
 
 
-class TrainingConfig(Section):
+class TrainingConfig(Section, frozen=True):
     """How one stage is trained. `batch_size` is the rows of one micro-batch over ALL workers."""
 
     batch_size: int = Field(default=32, ge=1, description="rows of one micro-batch over all workers")
@@ -35,7 +35,7 @@ class TrainingConfig(Section):
     seed: int = Field(default=42, ge=0)
 
 
-class StageBase(Section):
+class StageBase(Section, frozen=True):
     """What a stage has beside the values of `training` that it overrides."""
 
     name: str = ""
@@ -50,7 +50,7 @@ class StageBase(Section):
 # `training`.
 _overrides: dict[str, Any] = {
     name: (
-        Annotated[(field.annotation, Field(), *field.metadata)] | None,
+        Optional[Annotated[(field.annotation, Field(), *field.metadata)]],  # noqa: UP045 - type checkers refuse `|` here
         Field(default=None, description=field.description),
     )
     for name, field in TrainingConfig.model_fields.items()
@@ -58,11 +58,11 @@ _overrides: dict[str, Any] = {
 }
 
 
-class StageConfig(create_model("StageFields", __base__=StageBase, **_overrides)):
+class StageConfig(create_model("StageFields", __base__=StageBase, **_overrides), frozen=True):
     """One stage: a name and the values of `training` that differ in it."""
 
 
-class ScaleConfig(Section):
+class ScaleConfig(Section, frozen=True):
     """How many processes train, and what each gets."""
 
     num_workers: int = Field(default=1, ge=1)
@@ -73,7 +73,7 @@ class ScaleConfig(Section):
     threads_per_worker: int = Field(default=1, ge=1, description="torch and OpenMP threads of a CPU worker")
 
 
-class CheckpointsConfig(Section):
+class CheckpointsConfig(Section, frozen=True):
     """Which checkpoints a run keeps in RUN/checkpoints."""
 
     save_best: bool = True
@@ -81,19 +81,19 @@ class CheckpointsConfig(Section):
     keep: int = Field(default=2, ge=1, description="newest checkpoints kept beside the best")
 
 
-class LoggingConfig(Section):
+class LoggingConfig(Section, frozen=True):
     """What a run writes while it trains."""
 
     log_every_n_steps: int = Field(default=10, ge=1)
 
 
-class StorageConfig(Section):
+class StorageConfig(Section, frozen=True):
     """Where runs and studies are kept."""
 
     path: str = Field(default="runs", description="RUN is <storage.path>/<task>/<run.name or experiment>")
 
 
-class RunNameConfig(Section):
+class RunNameConfig(Section, frozen=True):
     """The run's own name."""
 
     name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", description="default: the experiment's name")

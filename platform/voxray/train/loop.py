@@ -5,12 +5,15 @@ before the first backward pass, so NaN labels, tokens and short batches weigh th
 workers.
 """
 
+# torch annotates its functions in part only.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 import contextlib
 import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -224,7 +227,7 @@ def total_counts(task: Task, micro_batches: list[Batch], stage: Stage) -> dict[s
 @contextlib.contextmanager
 def forward_context(
     module: nn.Module, precision: str, device: torch.device, ends_update: bool
-) -> Iterator[None]:
+) -> Generator[None]:
     """Autocast, BatchNorm over all workers, and DDP's gradient exchange at the update's last micro-batch
     only.
     """

@@ -34,7 +34,7 @@ TORCHVISION_NAMES = {
 }
 
 
-class CxrPrepareConfig(PrepareConfig):
+class CxrPrepareConfig(PrepareConfig, frozen=True):
     """How raw radiographs become rows."""
 
     image_size: int | Literal["auto"] = Field(
@@ -43,13 +43,13 @@ class CxrPrepareConfig(PrepareConfig):
     )
 
 
-class CxrDataConfig(DataConfig):
+class CxrDataConfig(DataConfig, frozen=True):
     """Which chest X-rays a run reads."""
 
     prepare: CxrPrepareConfig = CxrPrepareConfig()
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     """Backbone and classifier head (DOMAINS.md S4.a)."""
 
     backbone: str = Field(
@@ -65,7 +65,7 @@ class ModelConfig(Section):
     dropout: float = Field(default=0.3, ge=0, lt=1)
 
 
-class ObjectiveConfig(Section):
+class ObjectiveConfig(Section, frozen=True):
     """Loss and extra metrics."""
 
     loss: str = Field(
@@ -77,7 +77,7 @@ class ObjectiveConfig(Section):
     augment: bool = Field(default=True, description="random flips and small rotations of training images")
 
 
-class Config(RunConfig):
+class Config(RunConfig, frozen=True):
     """A chest X-ray experiment."""
 
     task: str = "cxr_memory"
