@@ -96,6 +96,7 @@ class Config(RunConfig, frozen=True):
 ALIASES = {
     "data_dir": "data.path",
     "data.data_dir": "data.path",
+    "data.val_pct": "data.prepare.splits.val",
     "data.image_size.0": "data.prepare.image_size",
     "data.image_size.1": "data.prepare.image_size",
     "data.seed": "training.seed",
