@@ -1,0 +1,115 @@
+"""Searches on a real Ray cluster: how trials end is recorded, actors are reused, the real trainer runs."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from voxray.core.experiment import load_experiment
+from voxray.train.run_folder import RunFolder
+from voxray.tune.folder import open_study, write_best
+from voxray.tune.plan import Plan, load_plan
+from voxray.tune.search import search
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def run(plan, train):
+    """Search, and return whether it finished, the rows, the rows as they were heard of, and what was said."""
+    heard, said = [], []
+    with open_study(plan) as ledger:
+        finished = search(plan, ledger, train, said.append, heard.append)
+        return finished, ledger.rows(), heard, said
+
+
+def test_the_real_trainer_in_reused_actors(space, tmp_path):
+    from ray.util.state import list_actors
+
+    from voxray.train.worker import train_here
+
+    before = {actor.actor_id for actor in list_actors()}
+    plan = load_plan(space, [f"storage.path={tmp_path}", "search.trials=4", "search.max_concurrent=2"])
+    finished, rows, heard, said = run(plan, train_here)
+    assert finished
+    assert [row.index for row in rows] == [0, 1, 2, 3]
+    assert sorted(heard, key=lambda row: row.index) == rows
+    assert "4 trials to do, 2 at a time (1 CPU each, 3 fit)" in said[0]
+    # From Ray's own state: four trials ran in two actors.
+    actors = [a for a in list_actors() if a.actor_id not in before and "ImplicitFunc" in a.class_name]
+    assert len(actors) == 2
+    for row in rows:
+        folder = RunFolder(plan.trial_folder(row.index))
+        assert folder.is_finished()
+        losses = [record["val/loss"] for record in folder.records() if record["kind"] == "epoch"]
+        assert len(losses) == 3
+        assert row.value == min(losses)
+        assert folder.config()["training"]["learning_rate"] == row.values["training.learning_rate"]
+        assert (folder.path / "provenance.json").exists()
+    assert not (plan.folder / "ray").exists()
+    with open_study(plan) as ledger:
+        best = ledger.best()
+        file = write_best(plan, best, len(rows))
+    saved = RunFolder(plan.trial_folder(best.index)).config()
+    assert load_experiment(str(file)).config.model_dump(mode="json") == saved
+    # The experiment file reproduces the trial's value.
+    values = []
+    (tmp_path / "again").mkdir()
+    train_here(load_experiment(str(file)).config, tmp_path / "again", lambda m: values.append(m["val/loss"]))
+    assert min(values) == best.value
+
+
+def test_how_a_trial_ends_is_recorded(space, tmp_path):
+    """Trial 1 raises, 2 reports no number, 3's process dies twice, 4's once, 5's values are refused."""
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+
+    def train(config, run_dir: Path, report):
+        index = int(run_dir.name)
+        for step in (1, 2):
+            report(
+                {"epoch": step, "step": step, "val/loss": float("nan") if index == 2 else 1.0 / step + index}
+            )
+            if index == 1:
+                raise ValueError("the loss went\naway")
+            if index in (3, 4) and len(list(deaths.glob(f"{index}-*"))) < (3 if index == 3 else 1):
+                (deaths / f"{index}-{time.monotonic_ns()}").touch()
+                os._exit(1)
+
+    class FifthRefused(Plan):
+        def trial(self, index, values):
+            return super().trial(index, {**values, "scale.num_workers": 2} if index == 5 else values)
+
+    loaded = load_plan(space, [f"storage.path={tmp_path}", "search.trials=6", "search.max_concurrent=2"])
+    plan = FifthRefused(loaded.space, loaded.base, loaded.file)
+    finished, rows, heard, _ = run(plan, train)
+    assert finished
+    assert len(heard) == 6
+    assert [row.state for row in rows] == ["complete", "fail", "fail", "fail", "complete", "fail"]
+    assert [row.value for row in rows] == [0.5, None, None, None, 4.5, None]
+    assert rows[1].reason == "ValueError: the loss went\naway"
+    assert "ValueError: the loss went" in (plan.trial_folder(1) / "error.txt").read_text()
+    assert "never a finite number" in rows[2].reason
+    assert "its process died" in rows[3].reason
+    assert len(list(deaths.glob("3-*"))) == 2
+    assert "one worker" in rows[5].reason
+    with open_study(plan) as ledger:
+        assert ledger.todo() == []
+        assert ledger.best().index == 0
+
+
+def test_trials_of_more_cpus_than_there_are_wait_for_each_other(space, tmp_path):
+    """A trial of two CPUs on four: one at a time, with CPUs left for reading."""
+
+    def train(config, run_dir: Path, report):
+        (tmp_path / f"{run_dir.name}-start").write_text(str(time.time()))
+        time.sleep(0.3)
+        (tmp_path / f"{run_dir.name}-end").write_text(str(time.time()))
+        report({"step": 1, "val/loss": 1.0})
+
+    overrides = ["search.trials=3", "search.max_concurrent=3", "scale.cpus_per_worker=2"]
+    finished, _, _, said = run(load_plan(space, [f"storage.path={tmp_path}", *overrides]), train)
+    assert finished
+    assert "1 at a time (2 CPU each, 1 fit)" in said[0]
+    times = sorted((float(p.read_text()), p.name.split("-")[1]) for p in tmp_path.glob("000*-*"))
+    assert [what for _, what in times] == ["start", "end"] * 3
