@@ -34,7 +34,15 @@ def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Resolved[R
         notes=notes,
         file=file,
     )
-    return named_after_file(resolved, file)
+    return with_absolute_data(named_after_file(resolved, file))
+
+
+def with_absolute_data(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
+    """Return the experiment with a folder in `data.path` made absolute: workers run elsewhere."""
+    path = resolved.config.data.path
+    if not path or ":" in path or Path(path).is_absolute():  # `synth:…` and URLs stay as they are
+        return resolved
+    return resolved.with_values({"data.path": str(Path(path).absolute())}, resolved.sources["data.path"])
 
 
 def named_after_file(resolved: Resolved[RunConfig], file: Path) -> Resolved[RunConfig]:

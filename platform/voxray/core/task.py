@@ -139,6 +139,10 @@ class Task(ABC):
         """Return the names of the single numbers that `summarize` gives, without the split's prefix."""
         return ("loss",)
 
+    def reported(self) -> list[str]:
+        """Return the names of all numbers that a training run reports once per epoch."""
+        return ["train/loss", *(f"val/{name}" for name in self.metric_names())]
+
     def intervals(self, merged: Evaluation, seed: int) -> dict[str, list[tuple[float, float]]]:
         """Return 95 % intervals by resampled groups, one per entry of the metric that the key names."""
         return {}

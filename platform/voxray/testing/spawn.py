@@ -1,7 +1,6 @@
 """Run a function on several real processes joined by gloo, on CPU: distributed logic is tested for real."""
 
-import os
-import socket
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -11,23 +10,23 @@ from torch.multiprocessing.spawn import start_processes
 
 
 def spawn(world_size: int, function: Callable[..., None], *args: Any) -> None:
-    """Call `function(*args)` on `world_size` processes of one gloo group; an exception on any rank is raised
-    here.
+    """Call `function(*args)` on `world_size` processes of one gloo group; an exception on any rank is raised here.
 
-    `function` comes from an importable module. Results travel by files that `args` name.
+    `function` comes from an importable module. Results travel by files that `args` name. The processes meet
+    through a file, since a port that was free a moment ago may be taken.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start_processes(_worker, (world_size, port, function, args), nprocs=world_size, start_method="spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        start_processes(
+            _worker, (world_size, meeting, function, args), nprocs=world_size, start_method="spawn"
+        )
 
 
 def _worker(
-    rank: int, world_size: int, port: int, function: Callable[..., None], args: tuple[Any, ...]
+    rank: int, world_size: int, meeting: str, function: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
     try:
         function(*args)
     finally:

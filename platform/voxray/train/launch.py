@@ -60,8 +60,7 @@ def launch(resolved: Resolved[RunConfig], resume: Resume, console: Console) -> R
 
 def check_monitor(config: RunConfig) -> None:
     """Raise InputError when a stage monitors a metric that nobody reports."""
-    names = task_class(config.task)(config).metric_names()
-    known = ["train/loss", *(f"val/{name}" for name in names)]
+    known = task_class(config.task)(config).reported()
     for stage in config.resolved_stages():
         if stage.training.monitor not in known:
             raise InputError(

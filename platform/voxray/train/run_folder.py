@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from voxray.config.errors import InputError
+from voxray.config.resolve import leaves
 from voxray.core.run_config import RunConfig
 
 # What may differ when a run is resumed (DESIGN.md section 5); more epochs are checked apart.
@@ -139,7 +140,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     epochs.
     """
     lines = []
-    old, new = _flat(before), _flat(now)
+    old, new = ({".".join(path): value for path, value in leaves(config)} for config in (before, now))
     for path in sorted(old.keys() | new.keys()):
         was, now_is = old.get(path), new.get(path)
         if was == now_is or path.split(".")[0] in FREE_SECTIONS:
@@ -148,15 +149,3 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             continue
         lines.append(f"{path}: {was!r} before, {now_is!r} now")
     return lines
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        items = value.items()
-    elif isinstance(value, list) and value:
-        items = enumerate(value)
-    else:
-        return {path: value}
-    return {
-        k: v for key, item in items for k, v in _flat(item, f"{path}.{key}" if path else str(key)).items()
-    }

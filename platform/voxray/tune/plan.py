@@ -168,7 +168,7 @@ def check_metric(plan: Plan) -> None:
     from voxray.core.registry import task_class
 
     config, metric = plan.base.config, plan.space.config.objective.metric
-    known = ["train/loss", *(f"val/{name}" for name in task_class(config.task)(config).metric_names())]
+    known = task_class(config.task)(config).reported()
     if metric not in known:
         near = difflib.get_close_matches(metric, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""

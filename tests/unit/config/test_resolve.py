@@ -296,3 +296,14 @@ def test_field_at_names_the_nearest_key() -> None:
 def test_nan_is_refused_in_every_section() -> None:
     with pytest.raises(ValueError, match="finite"):
         Training(learning_rate=float("nan"))
+
+
+def test_a_relative_data_path_is_made_absolute_and_keeps_its_source(monkeypatch, tmp_path):
+    from voxray.core.experiment import load_experiment
+
+    (tmp_path / "e.yaml").write_text("task: cxr_memory\ndata: {path: some/folder}\n")
+    monkeypatch.chdir(tmp_path)
+    resolved = load_experiment("e.yaml")
+    assert resolved.config.data.path == str(tmp_path / "some/folder")
+    assert resolved.sources["data.path"].endswith("e.yaml:2")
+    assert load_experiment("e.yaml", ["data.path=synth:tiny"]).config.data.path == "synth:tiny"

@@ -1,6 +1,7 @@
 """STUDY: one driver at a time, one space per study, and a best.yaml that is the best trial's experiment."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -110,7 +111,7 @@ def test_more_trials_other_words_and_another_scale_continue_the_study(plan_of):
     described = json.loads((continued.folder / "study.json").read_text())
     assert described["started"] == started
     assert described["space"]["search"]["trials"] == 5
-    assert described["config"]["data"]["path"] == "somewhere"
+    assert described["config"]["data"]["path"] == str(Path("somewhere").absolute())
     with open_study(plan_of("experiment_name=other", "training.epochs=2")) as ledger:
         assert ledger.todo() == [0, 1, 2]
 
