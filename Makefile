@@ -28,7 +28,7 @@ demo: setup
 	$(BIN)/voxray data synth cxr_memory demo/raw --size tiny
 	$(BIN)/voxray data prepare cxr_memory demo/raw demo/dataset
 	$(BIN)/voxray tune search_spaces/cxr_memory/quick.yaml data.path=demo/dataset storage.path=demo/runs
-	$(BIN)/voxray train $(QUICK)/best.yaml run.name=quick_best scale.num_workers=2
+	$(BIN)/voxray train $(QUICK)/best.yaml run.name=quick_best scale.num_workers=2 training.epochs=8
 	$(BIN)/voxray evaluate $(BEST) --floor
 	$(BIN)/voxray report $(QUICK) $(BEST) --out demo/report.html
 

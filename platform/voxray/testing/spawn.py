@@ -10,7 +10,7 @@ from torch.multiprocessing.spawn import start_processes
 
 
 def spawn(world_size: int, function: Callable[..., None], *args: Any) -> None:
-    """Call `function(*args)` on `world_size` processes of one gloo group; an exception on any rank is raised here.
+    """Call `function(*args)` on `world_size` processes of one gloo group; any exception is raised here.
 
     `function` comes from an importable module. Results travel by files that `args` name. The processes meet
     through a file, since a port that was free a moment ago may be taken.
