@@ -22,7 +22,7 @@ def ray_cluster() -> Iterator[None]:
 
     # Unix sockets below the folder must stay under 107 characters.
     with (
-        tempfile.TemporaryDirectory(prefix="vx", dir="/tmp") as folder,
+        tempfile.TemporaryDirectory(prefix="vx", dir="/tmp", ignore_cleanup_errors=True) as folder,
         connect(dashboard=True, num_cpus=4, temp_dir=folder),
     ):
         yield
