@@ -39,23 +39,43 @@ def final_weights(folder, name):
     return hashlib.sha256((checkpoints[-1] / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_a_killed_driver_goes_on_and_ends_with_the_same_weights(tmp_path):
+def after_epochs(process, folder, name, num_epochs):
+    """Wait until a run has logged so many epochs."""
+    while sum(record["kind"] == "epoch" for record in log(folder, name)) < num_epochs:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def folder(tmp_path):
     (tmp_path / "own.yaml").write_text(EXPERIMENT)
     rows = {"train": tiny_rows(400, 1), "val": tiny_rows(50, 2)}
     write_dataset(tmp_path / "dataset", Tiny(TinyConfig()).schema(), rows, 200)
-    whole = start(tmp_path, "whole")
+    return tmp_path
+
+
+def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(folder):
+    process = start(folder, "cut")
+    after_epochs(process, folder, "cut", 3)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on" in output
+    assert "Traceback" not in output
+
+
+def test_a_killed_driver_goes_on_and_ends_with_the_same_weights(folder):
+    whole = start(folder, "whole")
     assert whole.wait(300) == 0, whole.stdout.read()
 
-    cut = start(tmp_path, "cut")
-    while sum(record["kind"] == "epoch" for record in log(tmp_path, "cut")) < 5:
-        assert cut.poll() is None, cut.stdout.read()
-        time.sleep(0.05)
+    cut = start(folder, "cut")
+    after_epochs(cut, folder, "cut", 5)
     os.kill(cut.pid, signal.SIGKILL)
     cut.wait(30)
     time.sleep(5)  # Ray's processes notice that their driver is gone
-    again = start(tmp_path, "cut")
+    again = start(folder, "cut")
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     assert "resumed from step-" in output
-    assert sum(record["kind"] == "resume" for record in log(tmp_path, "cut")) == 1
-    assert final_weights(tmp_path, "cut") == final_weights(tmp_path, "whole")
+    assert sum(record["kind"] == "resume" for record in log(folder, "cut")) == 1
+    assert final_weights(folder, "cut") == final_weights(folder, "whole")

@@ -1,5 +1,6 @@
 """`voxray train`: train an experiment on Ray."""
 
+import sys
 from typing import Annotated, Literal
 
 import typer
@@ -51,6 +52,10 @@ def train(
                 rows, as_json=False, title=f"{run_folder(resolved.config).path} (dry run, nothing written)"
             )
             return
-        run = launch(resolved, resume, Console())
+        try:
+            run = launch(resolved, resume, Console())
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            raise typer.Exit(130) from None
     print(f"run: {run.path}")
     print(f"next: voxray evaluate {run.path}")

@@ -147,6 +147,10 @@ def _train(config: RunConfig, payload: dict[str, str], run: RunFolder) -> None:
     )
     try:
         trainer.fit()
+    except (
+        SystemExit
+    ) as error:  # what Ray Train's own SIGINT handler makes of Ctrl-C, after it stopped the workers
+        raise KeyboardInterrupt from error
     except WorkerGroupError as error:
         raise first_cause(error.worker_failures) from error
 
