@@ -37,7 +37,7 @@ def tune(
     print_notes([*plan.space.notes, *plan.base.notes, *plan.base.config.told()])
     check_metric(plan)
     with open_study(plan) as ledger:
-        if ledger.todo():
+        if ledger.remaining():
             finished = _search(plan, ledger)
         else:
             finished = True
@@ -84,7 +84,7 @@ def _print_end(plan: "Plan", ledger: "StudyLedger", as_json: bool) -> None:
     if as_json:
         print_table([_table_row(row, ledger) for row in rows], as_json=True)
     if best is None:
-        if not ledger.todo():
+        if not ledger.remaining():
             where = plan.trial_folder(rows[0].index)
             raise RunError(f"all {len(rows)} trials failed; the first ({where}): {rows[0].reason}")
         return

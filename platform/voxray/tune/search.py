@@ -35,9 +35,9 @@ def search(
     there = ray.cluster_resources()
     resources = trial_resources(plan.base.config.scale, there)
     fit = num_that_fit(resources, there)
-    todo = len(ledger.todo())
-    at_a_time = min(fit, plan.space.config.search.max_concurrent or fit, todo)
-    tell(f"{plan.folder}: {todo} trials to do, {at_a_time} at a time ({_said(resources)} each, {fit} fit)")
+    remaining = len(ledger.remaining())
+    at_a_time = min(fit, plan.space.config.search.max_concurrent or fit, remaining)
+    tell(f"{plan.folder}: {remaining} trials to do, {at_a_time} at a time ({_said(resources)} each, {fit} fit)")
 
     def job(suggestion: Suggestion) -> Job:
         trial = plan.trial(suggestion.index, suggestion.values)

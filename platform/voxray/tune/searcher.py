@@ -25,8 +25,8 @@ class StudySearcher(Searcher):
     # Ray's annotation leaves out FINISHED, its docstring does not.
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Begin the next trial that is not done; one whose values the experiment refuses fails at once."""
-        while todo := self._ledger.todo():
-            suggestion = self._ledger.ask(todo[0])
+        while remaining := self._ledger.remaining():
+            suggestion = self._ledger.ask(remaining[0])
             try:
                 job = self._job(suggestion)
             except InputError as error:

@@ -79,7 +79,7 @@ class StudyLedger:
             if "index" in trial.user_attrs:
                 self._cut_short[trial.user_attrs["index"]] = trial
 
-    def todo(self) -> list[int]:
+    def remaining(self) -> list[int]:
         """Return the indices that are neither done nor running, in order."""
         taken = {row.index for row in self.rows()} | set(self.running)
         return [index for index in range(self.num_trials) if index not in taken]

@@ -50,7 +50,7 @@ def run_trials(
         tune.with_resources(inline(train), dict(resources)),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(ledger, job, done),
-            num_samples=len(ledger.todo()),
+            num_samples=len(ledger.remaining()),
             max_concurrent_trials=max_concurrent,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -71,6 +71,6 @@ def run_trials(
     finally:
         ledger.cut_short()
         shutil.rmtree(tune_folder, ignore_errors=True)
-    if ledger.todo() and not interrupt.noticed:
+    if ledger.remaining() and not interrupt.noticed:
         raise RunError("Ray Tune ended before all trials were done; run the same command to continue")
-    return not ledger.todo()
+    return not ledger.remaining()

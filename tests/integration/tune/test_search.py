@@ -94,7 +94,7 @@ def test_how_a_trial_ends_is_recorded(space, tmp_path):
     assert len(list(deaths.glob("3-*"))) == 2
     assert "one worker" in rows[5].reason
     with open_study(plan) as ledger:
-        assert ledger.todo() == []
+        assert ledger.remaining() == []
         assert ledger.best().index == 0
 
 

@@ -44,7 +44,7 @@ def plan_of(tmp_path):
 
 def finish_all(plan):
     with open_study(plan) as ledger:
-        for index in ledger.todo():
+        for index in ledger.remaining():
             ledger.ask(index)
             ledger.report(index, 1, index / 10)
             ledger.finish(index)
@@ -75,7 +75,7 @@ def test_a_second_driver_is_refused_while_the_first_one_searches(plan_of):
     with open_study(plan), pytest.raises(InputError, match="another `voxray tune` searches this study"):
         open_study(plan).__enter__()
     with open_study(plan) as ledger:
-        assert ledger.todo() == [0, 1, 2]
+        assert ledger.remaining() == [0, 1, 2]
 
 
 def test_a_changed_space_or_experiment_is_refused_with_the_difference(plan_of):
@@ -107,13 +107,13 @@ def test_more_trials_other_words_and_another_scale_continue_the_study(plan_of):
         "scale.cpus_per_worker=2",
     )
     with open_study(continued) as ledger:
-        assert ledger.todo() == [3, 4]
+        assert ledger.remaining() == [3, 4]
     described = json.loads((continued.folder / "study.json").read_text())
     assert described["started"] == started
     assert described["space"]["search"]["trials"] == 5
     assert described["config"]["data"]["path"] == str(Path("somewhere").absolute())
     with open_study(plan_of("experiment_name=other", "training.epochs=2")) as ledger:
-        assert ledger.todo() == [0, 1, 2]
+        assert ledger.remaining() == [0, 1, 2]
 
 
 def test_a_broken_study_is_named(plan_of):

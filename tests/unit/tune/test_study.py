@@ -34,7 +34,7 @@ def value(values: dict, step: int) -> float:
 
 
 def run(ledger: StudyLedger, most: int = NUM_TRIALS) -> None:
-    for index in ledger.todo()[:most]:
+    for index in ledger.remaining()[:most]:
         values = ledger.ask(index).values
         for step in (1, 2, 3):
             ledger.report(index, step, value(values, step))
@@ -83,14 +83,14 @@ def test_a_continued_study_equals_an_uninterrupted_one(uninterrupted, tmp_path, 
     ledger = open_ledger(tmp_path / "study")
     run(ledger, cut)
     if how != "between":
-        index = ledger.todo()[0]
+        index = ledger.remaining()[0]
         values = ledger.ask(index).values
         if how == "running with a value":
             ledger.report(index, 1, value(values, 1))
         if how == "ctrl-c":
             assert ledger.cut_short() == [index]
     again = open_ledger(tmp_path / "study")
-    assert again.todo() == list(range(cut, NUM_TRIALS))
+    assert again.remaining() == list(range(cut, NUM_TRIALS))
     run(again)
     assert drawn(again) == drawn(uninterrupted)
     assert [row.value for row in again.rows()] == [row.value for row in uninterrupted.rows()]
@@ -104,12 +104,12 @@ def test_orphans_run_again_with_their_own_values_at_any_concurrency(tmp_path):
     """Two ran when the driver was killed; after trial 4 the sampler would suggest something else."""
     ledger = open_ledger(tmp_path / "study")
     run(ledger, 4)
-    before = {index: ledger.ask(index).values for index in ledger.todo()[:3]}
+    before = {index: ledger.ask(index).values for index in ledger.remaining()[:3]}
     ledger.report(4, 1, -5.0)
     ledger.finish(4)
     ledger.report(5, 1, -7.0)
     again = open_ledger(tmp_path / "study")
-    assert again.todo() == [5, 6, 7, 8, 9]
+    assert again.remaining() == [5, 6, 7, 8, 9]
     assert {index: again.ask(index).values for index in (6, 5)} == {i: before[i] for i in (6, 5)}
     again.report(
         5, 1, -1.0
@@ -134,7 +134,7 @@ def test_a_crash_is_done_and_a_stopped_trial_is_pruned_with_its_last_value(tmp_p
     ledger.report(3, 1, math.nan)
     ledger.report(3, 2, 0.3)
     assert ledger.finish(3).value == 0.3
-    assert open_ledger(tmp_path / "study", num_trials=5).todo() == [4]
+    assert open_ledger(tmp_path / "study", num_trials=5).remaining() == [4]
     states = [trial.state.name for trial in raw_trials(tmp_path / "study")]
     assert states == ["FAIL", "PRUNED", "FAIL", "COMPLETE", "FAIL"]
     assert open_ledger(tmp_path / "study", num_trials=5).best().index == 3
@@ -142,7 +142,7 @@ def test_a_crash_is_done_and_a_stopped_trial_is_pruned_with_its_last_value(tmp_p
 
 def test_more_trials_are_added_to_a_finished_study(uninterrupted, tmp_path):
     run(open_ledger(tmp_path / "study", num_trials=6))
-    assert open_ledger(tmp_path / "study", num_trials=6).todo() == []
+    assert open_ledger(tmp_path / "study", num_trials=6).remaining() == []
     run(open_ledger(tmp_path / "study"))
     assert drawn(open_ledger(tmp_path / "study")) == drawn(uninterrupted)
 
