@@ -156,7 +156,12 @@ def _judge(task: Task, bad: Sequence[BadRow], rows: Sequence[RawRow]) -> None:
     if quarantine:
         lines.append("no row is left to prepare")
     else:
-        lines.append(f"{len(bad)} bad rows; mend them, or set them aside with `--on-error quarantine`")
+        count = (
+            "1 bad row; mend it, or set it"
+            if len(bad) == 1
+            else f"{len(bad)} bad rows; mend them, or set them"
+        )
+        lines.append(f"{count} aside with `--on-error quarantine`")
     raise InputError(*lines)
 
 

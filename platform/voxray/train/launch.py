@@ -77,12 +77,12 @@ def prepare_folder(
     happen.
     """
     config = resolved.config
-    if not (run.path / "config.json").exists():
+    if not run.log_file.exists():  # nothing was trained: an attempt that failed at once may be corrected
         if resume == "must":
             raise InputError(
                 f"--resume must: there is no run in {run.path}; leave the option out to begin one"
             )
-        if run.path.exists() and any(run.path.iterdir()):
+        if run.path.exists() and any(run.path.iterdir()) and not run.config_file.exists():
             raise InputError(f"{run.path} exists and is no run; give this one another name with run.name=")
         run.write_config(config, resolved.sources)
         write_provenance(run.path)

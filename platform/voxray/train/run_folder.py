@@ -40,9 +40,14 @@ class RunFolder:
         """The run's log, one JSON object per line."""
         return self.path / "log.jsonl"
 
+    @property
+    def config_file(self) -> Path:
+        """The resolved config and every value's source."""
+        return self.path / "config.json"
+
     def config(self) -> dict[str, Any]:
         """Return the resolved config that the run was started with. Raises InputError when this is no run."""
-        file = self.path / "config.json"
+        file = self.config_file
         try:
             return json.loads(file.read_text())["config"]
         except FileNotFoundError as error:
@@ -58,7 +63,7 @@ class RunFolder:
         """Save the resolved config and every value's source."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"config": config.model_dump(mode="json"), "sources": sources}, indent=1)
-        (self.path / "config.json").write_text(text)
+        self.config_file.write_text(text)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record; NaN and infinities become null."""

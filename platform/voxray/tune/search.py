@@ -37,7 +37,9 @@ def search(
     fit = num_that_fit(resources, there)
     remaining = len(ledger.remaining())
     at_a_time = min(fit, plan.space.config.search.max_concurrent or fit, remaining)
-    tell(f"{plan.folder}: {remaining} trials to do, {at_a_time} at a time ({_said(resources)} each, {fit} fit)")
+    tell(
+        f"{plan.folder}: {remaining} trials to do, {at_a_time} at a time ({_said(resources)} each, {fit} fit)"
+    )
 
     def job(suggestion: Suggestion) -> Job:
         trial = plan.trial(suggestion.index, suggestion.values)

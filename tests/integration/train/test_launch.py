@@ -87,6 +87,18 @@ def test_a_failing_worker_is_one_error_of_ours(experiment):
         launch(experiment(training__learning_rate=1e20, training__optimizer="sgd"), "auto", QUIET)
 
 
+def test_an_attempt_that_failed_at_once_may_be_corrected(experiment, tmp_path):
+    wrong = experiment(training__learning_rate=0.5)
+    run = run_folder(wrong.config)
+    assert prepare_folder(run, wrong, "auto", print)
+    assert prepare_folder(run, experiment(), "auto", print)
+    assert run.config()["training"]["learning_rate"] == 0.001
+    run.config_file.unlink()
+    (run.path / "mine.txt").write_text("not a run")
+    with pytest.raises(InputError, match="exists and is no run"):
+        prepare_folder(run, experiment(), "auto", print)
+
+
 def test_more_workers_than_the_cluster_holds_is_an_input_error(experiment):
     with pytest.raises(InputError, match="needs 10 CPU"):
         launch(experiment(scale__num_workers=9), "auto", QUIET)
