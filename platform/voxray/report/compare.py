@@ -14,7 +14,7 @@ SAME_BY_NATURE = ("run.name", *WORDS)  # words and names are shown on top, not a
 
 
 def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return one row per fact, a column per run: words, status, best value, evaluations, differing config keys.
+    """Return one row per fact, a column per run: words, status, values, the config keys that differ.
 
     Raises InputError when there are fewer than two runs, or a folder is no run.
     """
