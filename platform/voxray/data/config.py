@@ -34,4 +34,9 @@ class DataConfig(Section, frozen=True):
         default="", description="a prepared dataset's folder, or `synth:tiny|small|full` to make one"
     )
     prepare: PrepareConfig = PrepareConfig()
-    window_mb: float = Field(default=32.0, gt=0, description="rows gathered by one Ray Data read task, in MB")
+    transport: Literal["stream", "local"] = Field(
+        default="stream",
+        description="stream: Ray Data read tasks gather the rows; local: the worker does, from mapped shards",
+    )
+    window_mb: float = Field(default=32.0, gt=0, description="rows gathered at a time by one worker, in MB")
+    shuffle_mb: float = Field(default=1024.0, gt=0, description="shards that are shuffled together, in MB")

@@ -1,48 +1,109 @@
 """Windows of a dataset's shards, and batches read from them in this process. No Ray.
 
-A window is the unit of reading: some batches' rows of one worker, gathered where the shards are.
+A window is the unit of reading: a worker's rows of some consecutive batches, gathered where the shards are.
 """
 
 import hashlib
+import queue
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from voxray.config.errors import InputError
 from voxray.core.batch import Columns, EpochRequest
-from voxray.data.manifest import ShardInfo, load_manifest
-from voxray.data.order import IntArray, epoch_order, num_batches, worker_slice
+from voxray.data.config import DataConfig
+from voxray.data.manifest import Manifest, ShardInfo, load_manifest
+from voxray.data.order import EpochOrder, IntArray, batch_places, num_batches
 from voxray.data.shards import ShardReader, open_shard
 
 VALID, POSITION = "valid", "position"
+T = TypeVar("T")
+WINDOWS_AHEAD = 2  # gathered by the background thread while the caller uses one
 
 
 @dataclass(frozen=True)
-class Window:
-    """One worker's rows of consecutive batches: indices into the split, their places in the order, and batch
-    sizes.
-    """
+class EpochPlan:
+    """One worker's share of one epoch, as descriptors: all that a read task needs to gather a window."""
 
-    rows: IntArray
-    position: IntArray
-    valid: np.ndarray
-    sizes: tuple[int, ...]
+    dataset: Path
+    shards: tuple[ShardInfo, ...]
+    request: EpochRequest
+    rank: int
+    world_size: int
+    group_rows: int
+    batches_per_window: int
+
+    @cached_property
+    def order(self) -> EpochOrder:
+        """The epoch's order over all workers."""
+        request = self.request
+        shard_rows = tuple(shard.rows for shard in self.shards)
+        return EpochOrder(
+            shard_rows, request.seed, request.stage, request.epoch, request.shuffle, self.group_rows
+        )
+
+    def windows(self) -> list[range]:
+        """Return the windows that are left of the epoch, each a range of global batches."""
+        end = num_batches(self.order.num_rows, self.request.batch_size)
+        starts = range(self.request.start_batch, end, self.batches_per_window)
+        return [range(start, min(start + self.batches_per_window, end)) for start in starts]
+
+    def sizes(self, window: range) -> list[int]:
+        """Return this worker's rows in each batch of a window, padding included."""
+        return [len(places) for places in map(self._places, window)]
+
+    def gather(self, window: range) -> dict[str, np.ndarray]:
+        """Read a window's rows from the verified shards; adds the columns `valid` and `position`."""
+        places = np.concatenate([self._places(batch) for batch in window])
+        valid = places >= 0
+        position = np.where(valid, places, -places - 1)
+        first, last = int(position.min()), int(position.max())
+        rows = self.order.rows(first, last + 1)[position - first]
+        return {**self._read(rows), VALID: valid, POSITION: position}
+
+    def read_all(self) -> dict[str, np.ndarray]:
+        """Read every row of the split, in the order of the epoch."""
+        return self._read(self.order.rows(0, self.order.num_rows))
+
+    def _places(self, batch: int) -> IntArray:
+        """Return the places of this worker's rows; without rows, the batch's first as padding: negative."""
+        request = self.request
+        start, stop = batch_places(batch, request.batch_size, self.order.num_rows, self.rank, self.world_size)
+        if stop > start:
+            return np.arange(start, stop, dtype=np.int64)
+        return np.array([-batch * request.batch_size - 1], dtype=np.int64)
+
+    def _read(self, rows: IntArray) -> dict[str, np.ndarray]:
+        ends = np.cumsum([shard.rows for shard in self.shards])
+        shard_of_row = np.searchsorted(ends, rows, side="right")
+        columns: dict[str, np.ndarray] = {}
+        for index in np.unique(shard_of_row):
+            places = np.flatnonzero(shard_of_row == index)
+            shard = self.shards[index]
+            reader = verified_shard(self.dataset / shard.file, shard.sha256)
+            for name, values in reader.take(rows[places] - (ends[index] - shard.rows)).items():
+                if name not in columns:
+                    columns[name] = np.empty((len(rows), *values.shape[1:]), values.dtype)
+                columns[name][places] = values
+        return columns
 
 
 class LocalStream:
-    """A worker's batches, read in this process from memory-mapped shards."""
+    """A worker's batches, gathered from memory-mapped shards by a background thread of this process."""
 
-    def __init__(self, dataset: Path, rank: int = 0, world_size: int = 1, window_mb: float = 32.0) -> None:
+    def __init__(
+        self, dataset: Path, config: DataConfig | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
         """Open the dataset's manifest. Raises InputError when the folder holds no dataset."""
         self.dataset = dataset
-        self.manifest = load_manifest(dataset)
+        self.manifest: Manifest = load_manifest(dataset)
+        self._config = config or DataConfig()
         self._rank, self._world_size = rank, world_size
-        total_rows = max(1, sum(shard.rows for shard in self.manifest.shards))
-        row_bytes = sum(shard.bytes for shard in self.manifest.shards) / total_rows
-        self._window_rows = max(1, int(window_mb * 1e6 / max(row_bytes, 1)))
 
     def num_rows(self, split: str) -> int:
         """Rows of the split over all workers; 0 where the dataset has no such split."""
@@ -50,60 +111,76 @@ class LocalStream:
 
     def batches(self, request: EpochRequest) -> Iterator[Columns]:
         """Yield this worker's slice of each global batch, from `request.start_batch` on."""
-        shards = self.manifest.shards_of(request.split)
-        for window in self.windows(request):
-            yield from split_batches(gather(self.dataset, shards, window), window.sizes)
+        plan = self.plan(request)
+        windows = plan.windows()
+        gathered = ahead((plan.gather(window) for window in windows), WINDOWS_AHEAD)
+        for window, columns in zip(windows, gathered, strict=True):
+            yield from split_batches(columns, plan.sizes(window))
 
     def read_split(self, split: str) -> dict[str, np.ndarray]:
         """Return all rows of a split, in the order of the shards. For splits that fit in memory."""
-        order = np.arange(self.num_rows(split))
-        everything = Window(order, order, np.ones(len(order), bool), (len(order),))
-        return gather(self.dataset, self.manifest.shards_of(split), everything)
+        return self.plan(EpochRequest(split, 1, seed=0, shuffle=False)).read_all()
 
-    def windows(self, request: EpochRequest) -> Iterator[Window]:
-        """Yield the windows of this worker for what is left of an epoch."""
-        num_rows = self.num_rows(request.split)
-        order = epoch_order(num_rows, request.seed, request.stage, request.epoch, request.shuffle)
-        mine: list[IntArray] = []
-        for batch in range(request.start_batch, num_batches(num_rows, request.batch_size)):
-            start = batch * request.batch_size
-            length = min(request.batch_size, num_rows - start)
-            part = worker_slice(length, self._rank, self._world_size)
-            # A worker without rows gets the batch's first one as padding, marked by a negative place.
-            places = (
-                np.arange(start + part.start, start + part.stop)
-                if part.stop > part.start
-                else np.array([-start - 1])
-            )
-            mine.append(places)
-            if sum(map(len, mine)) >= self._window_rows:
-                yield _window(order, mine)
-                mine = []
-        if mine:
-            yield _window(order, mine)
+    def plan(self, request: EpochRequest) -> EpochPlan:
+        """Return this worker's plan of an epoch, sized by `data.window_mb` and `data.shuffle_mb`."""
+        shards = self.manifest.shards_of(request.split)
+        row_mb = sum(shard.bytes for shard in shards) / sum(shard.rows for shard in shards) / 1e6
+        rows_per_batch = -(-request.batch_size // self._world_size)
+        return EpochPlan(
+            self.dataset,
+            shards,
+            request,
+            self._rank,
+            self._world_size,
+            group_rows=max(1, int(self._config.shuffle_mb / row_mb)),
+            batches_per_window=max(1, int(self._config.window_mb / row_mb) // rows_per_batch),
+        )
 
 
-def gather(dataset: Path, shards: tuple[ShardInfo, ...], window: Window) -> dict[str, np.ndarray]:
-    """Read a window's rows from the verified shards; adds the columns `valid` and `position`."""
-    ends = np.cumsum([shard.rows for shard in shards])
-    shard_of_row = np.searchsorted(ends, window.rows, side="right")
-    columns: dict[str, np.ndarray] = {}
-    for index in np.unique(shard_of_row):
-        places = np.flatnonzero(shard_of_row == index)
-        shard = shards[index]
-        reader = verified_shard(dataset / shard.file, shard.sha256)
-        for name, values in reader.take(window.rows[places] - (ends[index] - shard.rows)).items():
-            if name not in columns:
-                columns[name] = np.empty((len(window.rows), *values.shape[1:]), values.dtype)
-            columns[name][places] = values
-    return {**columns, VALID: window.valid, POSITION: window.position}
+def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """Yield `items`, made by a thread that stays up to `depth` items ahead; its exception is raised here.
+
+    When the caller stops early, the thread ends after the item that it is making.
+    """
+    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[T | None, BaseException | None]) -> bool:
+        while not stopped.is_set():
+            try:
+                made.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, None))
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
 
 
 @cache
 def verified_shard(path: Path, sha256: str) -> ShardReader:
-    """Open a shard; its sha256 is checked when a process first opens it. Raises InputError when it is
-    damaged.
-    """
+    """Open a shard, whose sha256 is checked once per process. Raises InputError when it differs."""
     reader = open_shard(path)
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
@@ -113,14 +190,7 @@ def verified_shard(path: Path, sha256: str) -> ShardReader:
     return reader
 
 
-def _window(order: IntArray, parts: list[IntArray]) -> Window:
-    places = np.concatenate(parts)
-    valid = places >= 0
-    position = np.where(valid, places, -places - 1)
-    return Window(order[position], position, valid, tuple(map(len, parts)))
-
-
-def split_batches(columns: dict[str, np.ndarray], sizes: tuple[int, ...]) -> Iterator[Columns]:
+def split_batches(columns: dict[str, np.ndarray], sizes: list[int]) -> Iterator[Columns]:
     """Yield a window's batches, as views."""
     start = 0
     for size in sizes:

@@ -7,7 +7,6 @@ order are those of `LocalStream`.
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,38 +15,36 @@ from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from voxray.core.batch import Columns, EpochRequest
-from voxray.data.local import LocalStream, Window, gather, split_batches
-from voxray.data.manifest import Manifest, ShardInfo
+from voxray.data.local import EpochPlan, LocalStream, split_batches
+from voxray.data.manifest import Manifest
 
 
 class RayStream(LocalStream):
-    """The same batches, read by Ray Data tasks anywhere on the cluster and delivered through the object
-    store.
-    """
+    """The same batches, read by Ray Data tasks anywhere and delivered through the object store."""
 
     def batches(self, request: EpochRequest) -> Iterator[Columns]:
         """Yield this worker's slice of each global batch; the caller's process is connected to Ray."""
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
-        windows = list(self.windows(request))
+        plan = self.plan(request)
+        windows = plan.windows()
         if not windows:
             return
-        source = WindowSource(self.dataset, self.manifest, request.split, windows)
-        stream = ray.data.read_datasource(source, override_num_blocks=len(windows))
+        stream = ray.data.read_datasource(WindowSource(plan, windows), override_num_blocks=len(windows))
         blocks = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         for window, block in zip(windows, blocks, strict=True):
-            yield from split_batches(_from_table(block, self.manifest), window.sizes)
+            yield from split_batches(_from_table(block, self.manifest), plan.sizes(window))
 
 
 class WindowSource(Datasource):
-    """One Ray Data read task per window."""
+    """One Ray Data read task per window; a task holds its range, the plan lies in the object store once."""
 
-    def __init__(self, dataset: Path, manifest: Manifest, split: str, windows: list[Window]) -> None:
+    def __init__(self, plan: EpochPlan, windows: list[range]) -> None:
         """Keep what each task needs: descriptors only, no rows."""
         super().__init__()
-        self._dataset, self._windows = dataset, windows
-        self._shards = manifest.shards_of(split)
+        self._plan, self._windows = ray.put(plan), windows
+        self._num_rows = [sum(plan.sizes(window)) for window in windows]
 
     def get_name(self) -> str:
         """Name the read tasks, as Ray's own state shows them."""
@@ -63,16 +60,16 @@ class WindowSource(Datasource):
         """Return one task per window, in order."""
         return [
             ReadTask(
-                partial(read_window, self._dataset, self._shards, window),
-                BlockMetadata(num_rows=len(window.rows), size_bytes=None, exec_stats=None),
+                partial(read_window, self._plan, window),
+                BlockMetadata(num_rows=num_rows, size_bytes=None, exec_stats=None),
             )
-            for window in self._windows
+            for window, num_rows in zip(self._windows, self._num_rows, strict=True)
         ]
 
 
-def read_window(dataset: Path, shards: tuple[ShardInfo, ...], window: Window) -> Iterable[pa.Table]:
+def read_window(plan: "ray.ObjectRef[EpochPlan]", window: range) -> Iterable[pa.Table]:
     """Return a window's rows as one Arrow table, tensors as fixed-size lists."""
-    return [_to_table(gather(dataset, shards, window))]
+    return [_to_table(ray.get(plan).gather(window))]
 
 
 def _to_table(columns: dict[str, np.ndarray]) -> pa.Table:

@@ -1,11 +1,11 @@
-"""A batch source over arrays in memory, in the same order and slices as a prepared dataset's."""
+"""A batch source over arrays in memory, in the same order and slices as a prepared dataset of one shard."""
 
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from voxray.core.batch import Columns, EpochRequest
-from voxray.data.order import epoch_order, num_batches, worker_slice
+from voxray.data.order import EpochOrder, batch_places, num_batches
 
 
 class ArraySource:
@@ -25,13 +25,11 @@ class ArraySource:
         """Yield this worker's slice of each global batch."""
         columns = self._splits[request.split]
         num_rows = self.num_rows(request.split)
-        order = epoch_order(num_rows, request.seed, request.stage, request.epoch, request.shuffle)
+        order = EpochOrder(
+            (num_rows,), request.seed, request.stage, request.epoch, request.shuffle, group_rows=num_rows
+        )
         for batch in range(request.start_batch, num_batches(num_rows, request.batch_size)):
-            start = batch * request.batch_size
-            part = worker_slice(min(request.batch_size, num_rows - start), self._rank, self._world_size)
-            assert part.stop > part.start, (
-                "an ArraySource has no padding: use batches of at least world_size rows"
-            )
-            places = np.arange(start + part.start, start + part.stop)
-            chosen = {name: values[order[places]] for name, values in columns.items()}
-            yield {**chosen, "valid": np.ones(len(places), bool), "position": places}
+            start, stop = batch_places(batch, request.batch_size, num_rows, self._rank, self._world_size)
+            assert stop > start, "an ArraySource has no padding: use batches of at least world_size rows"
+            chosen = {name: values[order.rows(start, stop)] for name, values in columns.items()}
+            yield {**chosen, "valid": np.ones(stop - start, bool), "position": np.arange(start, stop)}

@@ -11,6 +11,7 @@ from voxray.core import collectives
 from voxray.core.registry import config_class, task_class
 from voxray.core.run_config import RunConfig
 from voxray.data.dataset import dataset_path
+from voxray.data.local import LocalStream
 from voxray.data.stream import RayStream
 from voxray.train.loop import Report, fit
 from voxray.train.run_folder import RunFolder
@@ -25,7 +26,8 @@ def train_here(config: RunConfig, run_dir: Path, report: Report) -> None:
     if device.type == "cpu":
         torch.set_num_threads(config.scale.threads_per_worker)
     dataset = dataset_path(config)
-    source = RayStream(dataset, collectives.rank(), collectives.world_size(), config.data.window_mb)
+    transport = RayStream if config.data.transport == "stream" else LocalStream
+    source = transport(dataset, config.data, collectives.rank(), collectives.world_size())
     task = task_class(config.task)(config, source.manifest.statistics, source.manifest.schema)
     if source.num_rows("train") == 0:
         raise RunError(f"dataset {dataset} has no training rows")

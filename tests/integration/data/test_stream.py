@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from voxray.core.batch import EpochRequest
+from voxray.data.config import DataConfig
 from voxray.data.local import LocalStream
 from voxray.data.stream import RayStream
 from voxray.testing.datasets import write_dataset
@@ -16,9 +17,11 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def test_ray_data_delivers_what_a_local_read_does(tmp_path, rank, world_size, start):
     rows = {"train": tiny_rows(201, 1)}
     dataset = write_dataset(tmp_path / "d", Tiny(TinyConfig()).schema(), rows, rows_per_shard=60)
+    config = DataConfig(window_mb=0.003, shuffle_mb=0.005)
     request = EpochRequest("train", 20, seed=5, epoch=2, start_batch=start)
     local, through_ray = (
-        list(stream(dataset, rank, world_size, 0.003).batches(request)) for stream in (LocalStream, RayStream)
+        list(stream(dataset, config, rank, world_size).batches(request))
+        for stream in (LocalStream, RayStream)
     )
     assert len(local) == len(through_ray) == 11 - start
     for ours, theirs in zip(local, through_ray, strict=True):

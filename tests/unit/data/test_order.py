@@ -7,31 +7,80 @@ from hypothesis import strategies as st
 
 from voxray.config.errors import InputError
 from voxray.core.batch import EpochRequest
-from voxray.data.local import LocalStream, verified_shard
-from voxray.data.order import epoch_order, num_batches, worker_slice
+from voxray.data.config import DataConfig
+from voxray.data.local import LocalStream, ahead, verified_shard
+from voxray.data.order import EpochOrder, batch_places, num_batches
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
 
-sizes = st.integers(1, 300)
+shard_sizes = st.lists(st.integers(1, 60), min_size=1, max_size=12).map(tuple)
 
 
-@given(num_rows=sizes, seed=st.integers(0, 2**40), epoch=st.integers(0, 50), shuffle=st.booleans())
-def test_each_row_comes_once(num_rows, seed, epoch, shuffle):
-    order = epoch_order(num_rows, seed, 0, epoch, shuffle)
-    assert sorted(order) == list(range(num_rows))
-    assert np.array_equal(order, epoch_order(num_rows, seed, 0, epoch, shuffle))
+@given(
+    shards=shard_sizes,
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 50),
+    shuffle=st.booleans(),
+    group_rows=st.integers(1, 300),
+    data=st.data(),
+)
+def test_each_row_comes_once_and_any_stretch_is_found_alone(shards, seed, epoch, shuffle, group_rows, data):
+    order = EpochOrder(shards, seed, 0, epoch, shuffle, group_rows)
+    whole = order.rows(0, order.num_rows)
+    assert order.num_rows == sum(shards)
+    assert sorted(whole) == list(range(sum(shards)))
+    start = data.draw(st.integers(0, order.num_rows))
+    stop = data.draw(st.integers(start, order.num_rows))
+    alone = EpochOrder(shards, seed, 0, epoch, shuffle, group_rows)
+    assert np.array_equal(alone.rows(start, stop), whole[start:stop])
+
+
+@given(shards=shard_sizes, seed=st.integers(0, 99), group_rows=st.integers(1, 200))
+def test_shards_stay_together_in_groups(shards, seed, group_rows):
+    """A group is whole shards of about `group_rows` rows, so that few shards are open at a time."""
+    order = EpochOrder(shards, seed, 0, 0, True, group_rows)
+    shard_of_row = np.repeat(np.arange(len(shards)), shards)[order.rows(0, order.num_rows)]
+    spans = [np.flatnonzero(shard_of_row == shard) for shard in range(len(shards))]
+    largest = max(shards)
+    assert all(span[-1] - span[0] < group_rows + 2 * largest for span in spans)
 
 
 def test_seed_stage_and_epoch_change_the_order():
-    orders = {tuple(epoch_order(50, *key, True)) for key in [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]}
-    assert len(orders) == 4
+    keys = [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]
+    assert len({tuple(EpochOrder((20, 30), *key, True, 10).rows(0, 50)) for key in keys}) == 4
 
 
-@given(batch_len=st.integers(0, 100), world_size=st.sampled_from([1, 2, 3, 4, 8]))
+def test_one_group_is_a_uniform_shuffle():
+    """Where the split fits in a group, each row is equally likely at each place (chi-squared)."""
+    from scipy import stats
+
+    counts = np.zeros((6, 6))
+    for epoch in range(2000):
+        rows = EpochOrder((2, 4), 7, 0, epoch, True, 6).rows(0, 6)
+        counts[np.arange(6), rows] += 1
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-4
+
+
+def test_a_plan_of_a_thousand_million_rows_takes_memory_for_its_shards_and_one_group():
+    import tracemalloc
+
+    shards = (100_000,) * 10_000
+    tracemalloc.start()
+    order = EpochOrder(shards, 1, 0, 0, True, group_rows=400_000)
+    middle = order.rows(500_000_000, 500_000_064)
+    again = EpochOrder(shards, 1, 0, 0, True, group_rows=400_000).rows(500_000_032, 500_000_064)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert order.num_rows == 10**9
+    assert np.array_equal(middle[32:], again)
+    assert peak < 64e6, "8 bytes for each row would be 8 GB"
+
+
+@given(batch_len=st.integers(1, 100), world_size=st.sampled_from([1, 2, 3, 4, 8]))
 def test_slices_join_to_the_batch_and_differ_by_one_row_at_most(batch_len, world_size):
-    slices = [worker_slice(batch_len, rank, world_size) for rank in range(world_size)]
-    assert [i for part in slices for i in range(batch_len)[part]] == list(range(batch_len))
-    lengths = [part.stop - part.start for part in slices]
+    slices = [batch_places(3, 100, 300 + batch_len, rank, world_size) for rank in range(world_size)]
+    assert [place for part in slices for place in range(*part)] == list(range(300, 300 + batch_len))
+    lengths = [stop - start for start, stop in slices]
     assert max(lengths) - min(lengths) <= 1
 
 
@@ -42,7 +91,8 @@ def dataset(tmp_path_factory):
 
 
 def epoch_of(dataset, request, rank=0, world_size=1, window_mb=0.001):
-    return list(LocalStream(dataset, rank, world_size, window_mb).batches(request))
+    config = DataConfig(window_mb=window_mb, shuffle_mb=0.003)
+    return list(LocalStream(dataset, config, rank, world_size).batches(request))
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,3 +148,22 @@ def test_a_flipped_bit_is_noticed_before_a_row_is_used(tmp_path):
     verified_shard.cache_clear()
     with pytest.raises(InputError, match=r"train-00000\.arrow is damaged"):
         epoch_of(dataset, EpochRequest("train", 16, 1))
+
+
+def test_the_thread_ahead_passes_errors_on_and_ends_when_the_caller_stops():
+    import threading
+
+    def items():
+        yield 1
+        yield 2
+        raise ValueError("broken")
+
+    made = ahead(items(), 2)
+    assert [next(made), next(made)] == [1, 2]
+    with pytest.raises(ValueError, match="broken"):
+        next(made)
+    before = threading.active_count()
+    endless = ahead(iter(int, 1), 2)
+    assert next(endless) == 0
+    endless.close()
+    assert threading.active_count() == before
