@@ -61,5 +61,8 @@ class BatchSource(Protocol):
         ...
 
     def batches(self, request: EpochRequest) -> Iterator[Columns]:
-        """Yield this worker's slice of each global batch, with the columns `valid` and `position` added."""
+        """Yield this worker's slice of each global batch, with the columns `valid` and `position` added.
+
+        The arrays may be used again for a later batch: they are the caller's until it asks for the next one.
+        """
         ...

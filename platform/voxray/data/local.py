@@ -23,7 +23,7 @@ from voxray.data.shards import ShardReader, open_shard
 
 VALID, POSITION = "valid", "position"
 T = TypeVar("T")
-WINDOWS_AHEAD = 2  # gathered by the background thread while the caller uses one
+BATCHES_AHEAD = 4  # gathered by the background thread while the caller uses one
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,21 @@ class EpochPlan:
         """Return this worker's rows in each batch of a window, padding included."""
         return [len(places) for places in map(self._places, window)]
 
-    def gather(self, window: range) -> dict[str, np.ndarray]:
-        """Read a window's rows from the verified shards; adds the columns `valid` and `position`."""
+    def gather(self, window: range, into: "Buffers | None" = None) -> dict[str, np.ndarray]:
+        """Read a window's rows from the verified shards; adds the columns `valid` and `position`.
+
+        The rows are written into the arrays that `into` keeps, where it is given, else into new ones.
+        """
         places = np.concatenate([self._places(batch) for batch in window])
         valid = places >= 0
         position = np.where(valid, places, -places - 1)
         first, last = int(position.min()), int(position.max())
         rows = self.order.rows(first, last + 1)[position - first]
-        return {**self._read(rows), VALID: valid, POSITION: position}
+        return {**self._read(rows, into or Buffers()), VALID: valid, POSITION: position}
 
     def read_all(self) -> dict[str, np.ndarray]:
         """Read every row of the split, in the order of the epoch."""
-        return self._read(self.order.rows(0, self.order.num_rows))
+        return self._read(self.order.rows(0, self.order.num_rows), Buffers())
 
     def _places(self, batch: int) -> IntArray:
         """Return the places of this worker's rows; without rows, the batch's first as padding: negative."""
@@ -78,19 +81,34 @@ class EpochPlan:
             return np.arange(start, stop, dtype=np.int64)
         return np.array([-batch * request.batch_size - 1], dtype=np.int64)
 
-    def _read(self, rows: IntArray) -> dict[str, np.ndarray]:
-        ends = np.cumsum([shard.rows for shard in self.shards])
-        shard_of_row = np.searchsorted(ends, rows, side="right")
+    @cached_property
+    def _shard_ends(self) -> IntArray:
+        return np.cumsum([shard.rows for shard in self.shards])
+
+    def _read(self, rows: IntArray, into: "Buffers") -> dict[str, np.ndarray]:
+        shard_of_row = np.searchsorted(self._shard_ends, rows, side="right")
         columns: dict[str, np.ndarray] = {}
-        for index in np.unique(shard_of_row):
+        for index in np.unique(shard_of_row).tolist():
             places = np.flatnonzero(shard_of_row == index)
             shard = self.shards[index]
             reader = verified_shard(self.dataset / shard.file, shard.sha256)
-            for name, values in reader.take(rows[places] - (ends[index] - shard.rows)).items():
-                if name not in columns:
-                    columns[name] = np.empty((len(rows), *values.shape[1:]), values.dtype)
-                columns[name][places] = values
+            columns = columns or into.arrays(reader, len(rows))
+            reader.take_into(columns, places, rows[places] - (self._shard_ends[index] - shard.rows))
         return columns
+
+
+class Buffers:
+    """Arrays that are written again and again: memory that is touched first costs twice a copy."""
+
+    def __init__(self) -> None:
+        """Begin without memory."""
+        self._kept: dict[str, np.ndarray] = {}
+
+    def arrays(self, like: ShardReader, num_rows: int) -> dict[str, np.ndarray]:
+        """Return arrays of `num_rows` rows for all columns of `like`, the kept ones where they suffice."""
+        if not self._kept or len(next(iter(self._kept.values()))) < num_rows:
+            self._kept = like.empty(num_rows)
+        return {name: array[:num_rows] for name, array in self._kept.items()}
 
 
 class LocalStream:
@@ -112,10 +130,13 @@ class LocalStream:
     def batches(self, request: EpochRequest) -> Iterator[Columns]:
         """Yield this worker's slice of each global batch, from `request.start_batch` on."""
         plan = self.plan(request)
-        windows = plan.windows()
-        gathered = ahead((plan.gather(window) for window in windows), WINDOWS_AHEAD)
-        for window, columns in zip(windows, gathered, strict=True):
-            yield from split_batches(columns, plan.sizes(window))
+        batches = range(request.start_batch, num_batches(plan.order.num_rows, request.batch_size))
+        # One buffer is with the caller, one is being written, the others wait: none is overwritten in use.
+        ring = [Buffers() for _ in range(BATCHES_AHEAD + 2)]
+        yield from ahead(
+            (plan.gather(range(batch, batch + 1), ring[batch % len(ring)]) for batch in batches),
+            BATCHES_AHEAD,
+        )
 
     def read_split(self, split: str) -> dict[str, np.ndarray]:
         """Return all rows of a split, in the order of the shards. For splits that fit in memory."""

@@ -22,6 +22,8 @@ from voxray.data.manifest import SHARD_FOLDER, ShardInfo
 MAX_ROWS_PER_RECORD_BATCH = 1024
 MAX_BYTES_PER_RECORD_BATCH = 16 << 20  # bounds the writer's memory: one 1024×1024 image is 1 MiB
 _NOMINAL_TEXT_BYTES = 32
+# Longer rows are copied singly: numpy's fancy indexing would make a second copy of them.
+COPIED_SINGLY_BYTES = 4096
 
 
 def row_bytes(schema: Schema) -> int:
@@ -94,10 +96,28 @@ class ShardReader:
         The arrays are fresh copies. `columns` default to all. Raises IndexError for a row that is not there.
         """
         rows = np.asarray(rows, dtype=np.int64)
+        out = self.empty(len(rows), columns)
+        self.take_into(out, np.arange(len(rows)), rows)
+        return out
+
+    def empty(self, num_rows: int, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Return arrays [num_rows, *shape] to take rows into, one per column."""
+        chosen = {name: self.columns[name] for name in columns or self.columns}
+        return {
+            name: np.empty((num_rows, *_sizes(c)), dtype=object if c.dtype == TEXT else c.dtype)
+            for name, c in chosen.items()
+        }
+
+    def take_into(self, out: Mapping[str, np.ndarray], places: np.ndarray, rows: np.ndarray) -> None:
+        """Write the given rows at `places` of the arrays in `out`, for the columns that `out` has.
+
+        Raises IndexError for a row that is not there.
+        """
         if rows.size and (rows.min() < 0 or rows.max() >= self.num_rows):
             raise IndexError(f"rows must lie in 0..{self.num_rows - 1}, got {rows.min()}..{rows.max()}")
-        pieces = list(self._pieces(rows))
-        return {name: self._gather(name, len(rows), pieces) for name in columns or self.columns}
+        for index, inside, local in self._pieces(rows):
+            for name, array in out.items():
+                self._copy(name, index, local, array, places[inside])
 
     def _pieces(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield per record batch: its index, where its rows go in the result, which of its rows they are."""
@@ -106,21 +126,18 @@ class ShardReader:
             (places,) = np.nonzero(batch_of_row == index)
             yield int(index), places, rows[places] - self._starts[index]
 
-    def _gather(
-        self, name: str, num_rows: int, pieces: list[tuple[int, np.ndarray, np.ndarray]]
-    ) -> np.ndarray:
-        column = self.columns[name]
-        if column.dtype == TEXT:
-            texts = np.empty(num_rows, dtype=object)
-            for index, places, local in pieces:
-                texts[places] = (
-                    self._batches[index].column(name).take(pa.array(local)).to_numpy(zero_copy_only=False)
-                )
-            return texts
-        tensors = np.empty((num_rows, *_sizes(column)), dtype=column.dtype)
-        for index, places, local in pieces:
-            tensors[places] = self._views[name][index][local]
-        return tensors
+    def _copy(self, name: str, index: int, local: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        """Copy rows `local` of one record batch to `places` of `out`."""
+        if self.columns[name].dtype == TEXT:
+            texts = self._batches[index].column(name).take(pa.array(local))
+            out[places] = texts.to_numpy(zero_copy_only=False)
+            return
+        view = self._views[name][index]
+        if view[:1].nbytes < COPIED_SINGLY_BYTES:
+            out[places] = view[local]
+            return
+        for place, row in zip(places.tolist(), local.tolist(), strict=True):
+            out[place] = view[row]
 
     def _tensor_views(self, name: str) -> list[np.ndarray]:
         shape = _sizes(self.columns[name])

@@ -20,7 +20,10 @@ def test_ray_data_delivers_what_a_local_read_does(tmp_path, rank, world_size, st
     config = DataConfig(window_mb=0.003, shuffle_mb=0.005)
     request = EpochRequest("train", 20, seed=5, epoch=2, start_batch=start)
     local, through_ray = (
-        list(stream(dataset, config, rank, world_size).batches(request))
+        [
+            {name: values.copy() for name, values in batch.items()}
+            for batch in stream(dataset, config, rank, world_size).batches(request)
+        ]
         for stream in (LocalStream, RayStream)
     )
     assert len(local) == len(through_ray) == 11 - start
