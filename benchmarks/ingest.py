@@ -1,13 +1,13 @@
 """How fast shuffled rows reach a training process: voxray's transports, its peers, the limit.
 
-Run: python benchmarks/ingest.py [--quick] [--json FILE]. One process, all ways in turn, medians over epochs. The
-same rows, dtype and batch size on all sides; each epoch's rows are checked. fMRI: 15,724 float32 voxels a row,
+Run: python benchmarks/ingest.py [--quick] [--json FILE]. One process, all ways in turn, medians over epochs;
+the same rows, dtype and batch size on all sides, each epoch checked. fMRI: 15,724 float32 voxels a row,
 3.0 GB (quick: 0.38 GB), files hot in the page cache.
 
 Peers, as their guides write them: torch DataLoader over HDF5 with 0 and 2 persistent workers
 (https://docs.pytorch.org/docs/stable/data.html), Ray Data `read_parquet` → `iter_torch_batches` with a local
-shuffle buffer (https://docs.ray.io/en/latest/data/shuffling-data.html). The limit gathers the same rows into one
-reused buffer on one thread.
+shuffle buffer (https://docs.ray.io/en/latest/data/shuffling-data.html). The limit gathers the same rows into
+one reused buffer on one thread.
 """
 
 import argparse
