@@ -70,7 +70,7 @@ def test_stored_types_and_compressed_chunks(one: Path, dtype: str) -> None:
 def test_listing_opens_no_cube(one: Path) -> None:
     (one / "P0001" / "a.h5").write_bytes(b"no HDF5 at all")
     (row,) = read(one)
-    with pytest.raises(BadRowError, match=r"a\.h5' cannot be read as HDF5"):
+    with pytest.raises(BadRowError, match=r"a\.h5': cannot be read"):
         load_hypercube(row)
 
 
@@ -100,7 +100,7 @@ def test_another_dataset_and_no_wavelengths(one: Path) -> None:
     np.testing.assert_array_equal(loaded["cube"], cube(1))
     assert loaded["wavelengths_nm"].shape == (6,)
     assert np.isnan(loaded["wavelengths_nm"]).all()
-    with pytest.raises(BadRowError, match=r"no dataset '/Cube/Images'; at '/' it has: reflectance"):
+    with pytest.raises(BadRowError, match=r"'Cube' is missing; '/' holds reflectance"):
         load_hypercube(read(one)[0])
 
 
@@ -185,15 +185,15 @@ def _huge(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (_external_link, "'Images' of '/Cube/Images' is a link"),
-        (_external_group, "'Cube' of '/Cube/Images' is a link"),
-        (_soft_link_to_external, "is a link, which is not followed"),
-        (_raw_storage, "in other files, which are not opened"),
-        (_virtual, "in other files, which are not opened"),
-        (_references, "not real numbers"),
-        (_ragged, "not real numbers"),
-        (_complex, "not real numbers"),
-        (_group, "is a group, not an array"),
+        (_external_link, "'Images' is a link"),
+        (_external_group, "'Cube' is a link"),
+        (_soft_link_to_external, "links are refused"),
+        (_raw_storage, "keeps its values in other files"),
+        (_virtual, "keeps its values in other files"),
+        (_references, "floats are needed"),
+        (_ragged, "floats are needed"),
+        (_complex, "floats are needed"),
+        (_group, "is no dataset"),
         (_flat, r"shape \(6, 5\); 3 axes"),
         (_empty, r"shape \(6, 0, 4\)"),
         (_huge, "claims 122,880.0 GiB"),
@@ -223,7 +223,7 @@ def test_a_file_that_is_cut_short(one: Path, keep: float) -> None:
     path = write_cube(one / "P0001" / "a.h5", cube(shape=(6, 40, 40)))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(BadRowError, match=r"a\.h5' cannot be read as HDF5"):
+    with pytest.raises(BadRowError, match=r"a\.h5': cannot be read"):
         load_hypercube(read(one)[0])
 
 
@@ -234,14 +234,14 @@ def test_a_damaged_compressed_chunk(one: Path) -> None:
     content = bytearray(path.read_bytes())
     content[offset + 20] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(BadRowError, match=r"a\.h5' cannot be read as HDF5"):
+    with pytest.raises(BadRowError, match=r"a\.h5': cannot be read"):
         load_hypercube(read(one)[0])
 
 
 def test_a_file_that_vanished(one: Path) -> None:
     (row,) = read(one)
     (one / "P0001" / "a.h5").unlink()
-    with pytest.raises(BadRowError, match=r"a\.h5' cannot be read as HDF5"):
+    with pytest.raises(BadRowError, match=r"a\.h5': cannot be read"):
         load_hypercube(row)
 
 

@@ -60,7 +60,8 @@ def whole_attribute(owner: h5py.Group, name: str) -> int:
 def _child(parent: h5py.Group, name: str, kind: type, what: str) -> Any:
     link: Any = parent.get(name, getlink=True)
     if link is None:
-        raise ValueError(f"the {what} '{name}' is missing")
+        here = ", ".join(sorted(parent)) or "nothing"
+        raise ValueError(f"the {what} '{name}' is missing; '{parent.name}' holds {here}")
     if not isinstance(link, h5py.HardLink):
         target = getattr(link, "filename", "this file")
         raise ValueError(
