@@ -337,7 +337,7 @@ def test_declared_splits(tmp_path: Path) -> None:
     write_table(tmp_path, "1,GA,a.h5,,train", "2,GA,b.h5,,dev", header=header)
     assert "split 'dev' is unknown" in read(tmp_path)[1].reason
     write_table(tmp_path, "1,GA,a.h5,,train", "1,GA,b.h5,,val", "2,GA,c.h5,,", header=header)
-    with pytest.raises(InputError, match=r"patient '1' is in two splits: .* row 2 in train, .* row 3 in val"):
+    with pytest.raises(InputError, match=r"'1' is in two splits: .* row 2\) in train, .* row 3\) in val"):
         read(tmp_path)
 
 

@@ -1,6 +1,5 @@
 """One numeric array out of an HDF5 file as float32, for cubes and scenes, on top of `safe_hdf5`."""
 
-import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,8 +57,3 @@ def to_float32(values: np.ndarray, where: str) -> np.ndarray:
             "background, or leave the row out"
         )
     return cube
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
-    return re.split(r"[\r\n]", str(error))[0] or type(error).__name__

@@ -19,6 +19,7 @@ import numpy as np
 from voxray.config.errors import InputError
 from voxray.core.task import BadRow, RawRow
 from voxray.data.formats.radiograph import median_short_side
+from voxray.data.formats.rows import one_split_per_group
 
 NO_FINDING = "No Finding"
 MAX_AUTO_IMAGE_SIZE = 224
@@ -57,7 +58,7 @@ def read_nih(
     reader = _RowReader(source, table.name, tuple(labels), _ImageIndex(source), _read_lists(source))
     rows = [reader.read(number, cells) for number, cells in _read_table(table)]
     good = [row for row in rows if not isinstance(row, BadRow)]
-    _check_patients(table.name, good)
+    one_split_per_group(good, "patient_id", table.name, "patient", "mend the lists")
     if image_size == "auto":
         image_size = min(
             MAX_AUTO_IMAGE_SIZE, median_short_side([row["path"] for row in good]) or MAX_AUTO_IMAGE_SIZE
@@ -260,18 +261,3 @@ def _declared_split(name: str, lists: Mapping[str, set[str]]) -> str:
         return LISTS[found[0]]
     where = "neither" if not found else "both"
     raise ValueError(f"image '{name}' is in {where} of {' and '.join(lists)}; it must be in one of them")
-
-
-def _check_patients(table: str, rows: Sequence[RawRow]) -> None:
-    first: dict[str, RawRow] = {}
-    problems: dict[str, str] = {}
-    for row in rows:
-        other = first.setdefault(row["patient_id"], row)
-        if other.get("split") != row.get("split"):
-            here, there = (f"{r['sample_id']} ({r['origin']}) in {r['split']}" for r in (other, row))
-            problems.setdefault(
-                row["patient_id"],
-                f"{table}: patient '{row['patient_id']}' is in two splits: {here}, {there}; mend the lists",
-            )
-    if problems:
-        raise InputError(*list(problems.values())[:20])

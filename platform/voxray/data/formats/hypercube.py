@@ -20,7 +20,8 @@ from PIL import Image
 from voxray.config.errors import InputError
 from voxray.core.schema import SPLITS
 from voxray.core.task import BadRow, BadRowError, RawRow
-from voxray.data.formats.cube_hdf5 import find_array, first_line, open_hdf5, to_float32
+from voxray.data.formats.cube_hdf5 import find_array, open_hdf5, to_float32
+from voxray.data.formats.rows import first_line, one_split_per_group
 
 CUBE = "/Cube/Images"
 WAVELENGTH = "Wavelength"
@@ -50,7 +51,8 @@ def read_hypercubes(
     path = _find_table(source, table)
     reader = _RowReader(source.resolve(), path.name, None if bands is None else tuple(bands), dataset)
     rows = [reader.read(number, cells) for number, cells in _read_table(path)]
-    _check_patients(path.name, [row for row in rows if not isinstance(row, BadRow)])
+    good = [row for row in rows if not isinstance(row, BadRow)]
+    one_split_per_group(good, "patient_id", path.name, "patient", "mend the column")
     yield from rows
 
 
@@ -227,18 +229,3 @@ class _RowReader:
         if not path.resolve().is_relative_to(self.root):
             raise ValueError(f"{column} '{cell}' is a link out of '{self.root}'; put the file itself there")
         return path
-
-
-def _check_patients(table: str, rows: Sequence[RawRow]) -> None:
-    first: dict[str, RawRow] = {}
-    problems: dict[str, str] = {}
-    for row in rows:
-        other = first.setdefault(row["patient_id"], row)
-        if other.get("split") != row.get("split"):
-            here, there = (f"{r['origin']} in {r.get('split', 'no split')}" for r in (other, row))
-            problems.setdefault(
-                row["patient_id"],
-                f"{table}: patient '{row['patient_id']}' is in two splits: {here}, {there}; mend the column",
-            )
-    if problems:
-        raise InputError(*list(problems.values())[:20])

@@ -20,6 +20,8 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy_format
 
+from voxray.data.formats.rows import first_line
+
 # An array that must be in memory whole (compressed, or in Fortran order). NSD's largest subject, 30,000
 # trials of 17,907 voxels, takes 2.1 GB.
 MAX_WHOLE_BYTES = 4 << 30
@@ -29,7 +31,6 @@ _HEADER_READERS = {
     (2, 0): npy_format.read_array_header_2_0,
 }
 _ENCRYPTED = 0x1
-_MAX_REASON = 120  # numpy quotes a damaged header whole
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature …, length of the name, length of the extra field
 
 
@@ -62,7 +63,7 @@ def read_header(file: IO[bytes]) -> Header:
         raise
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ArrayError(
-            f"it is no .npy array, or cut off ({_first_line(error)}); replace the file"
+            f"it is no .npy array, or cut off ({first_line(error)}); replace the file"
         ) from error
     if dtype.kind not in _PLAIN_KINDS:
         what = "pickled objects, which are not read" if dtype.hasobject else f"values of the type {dtype}"
@@ -119,7 +120,7 @@ def index_npz(path: Path) -> dict[str, NpzArray]:
             arrays = [_index_member(path, archive, file, member) for member in archive.infolist()]
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError) as error:
         raise ArrayError(
-            f"it is no .npz, cut off or damaged ({_first_line(error)}); replace the file"
+            f"it is no .npz, cut off or damaged ({first_line(error)}); replace the file"
         ) from error
     by_name = {array.name: array for array in arrays}
     if len(by_name) < len(arrays):
@@ -166,7 +167,7 @@ def _read_member(path: Path, name: str) -> np.ndarray:
             with _named(name):
                 return decode_npy(archive.read(member))
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError, KeyError) as error:
-        raise ArrayError(f"array '{name}' is damaged ({_first_line(error)}); replace the file") from error
+        raise ArrayError(f"array '{name}' is damaged ({first_line(error)}); replace the file") from error
 
 
 class _named:  # noqa: N801 - a context manager
@@ -189,7 +190,3 @@ def _check_size(header: Header, num_bytes: int) -> None:
             f"its header promises {header.num_bytes:,} bytes ({header.dtype} {list(header.shape)}), "
             f"{num_bytes:,} follow; the file is cut off or damaged, replace it"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:_MAX_REASON] or type(error).__name__

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from voxray.core.task import BadRowError
+from voxray.data.formats.rows import first_line
 
 _FORMATS = ("PNG", "JPEG")
 _DICOM_PREAMBLE = 128
@@ -32,7 +33,7 @@ def decode_image(path: str | Path, size: int) -> np.ndarray:
     except BadRowError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged bytes
-        raise BadRowError(f"image '{path}' cannot be read: {_first_line(error)}; replace the file") from error
+        raise BadRowError(f"image '{path}' cannot be read: {first_line(error)}; replace the file") from error
     side = min(grey.size)
     left, top = (grey.width - side) // 2, (grey.height - side) // 2
     square = grey.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
@@ -96,7 +97,3 @@ def _dicom_to_grey(path: str | Path) -> Image.Image:
     low, high = values.min(), values.max()
     grey = np.round((values - low) * (255.0 / (high - low) if high > low else 0.0)).astype(np.uint8)
     return Image.fromarray(255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -21,7 +21,8 @@ from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue] - not in its
 
 from voxray.config.errors import InputError
 from voxray.core.task import BadRow, BadRowError, RawRow
-from voxray.data.formats.cube_hdf5 import MAX_ARRAY_BYTES, find_array, first_line, open_hdf5, to_float32
+from voxray.data.formats.cube_hdf5 import MAX_ARRAY_BYTES, find_array, open_hdf5, to_float32
+from voxray.data.formats.rows import first_line
 
 _GROUND_TRUTH = re.compile(r"(?i)_gt$")
 _VARIANT = re.compile(r"(?i)_corrected$")
