@@ -38,12 +38,12 @@ def synth(
 ) -> None:
     """Write synthetic raw files of TASK, in the format of the real ones, to OUT."""
     from voxray.core.experiment import default_config
-    from voxray.core.registry import task_class
+    from voxray.core.registry import task_data
 
     config = default_config(task, {}, source="command line").config
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"'{out}' already exists and is not empty; name another folder, or remove it first")
-    report = task_class(task)(config).synth(out, size, seed)
+    report = task_data(task)(config).synth(out, size, seed)
     print(f"{report.num_rows} rows of raw data in {out}")
     kinds = {"oracle ceiling": report.oracle, "linear floor": report.floor, "chance": report.chance}
     print_table([{"": kind, report.metric: value} for kind, value in kinds.items()], as_json=False)
@@ -70,14 +70,14 @@ def prepare(
     print_notes(resolved.notes)
 
     from voxray.cluster.connect import connect
-    from voxray.core.registry import task_class
+    from voxray.core.registry import task_data
     from voxray.data.manifest import QUARANTINE_NAME
     from voxray.data.prepare import leftovers
     from voxray.data.prepare import prepare as run
 
     print_notes([f"'{path}' is left of an attempt that was killed; remove it" for path in leftovers(out)])
     with connect():
-        report = run(task_class(task)(resolved.config), raw, out, _show_progress)
+        report = run(task_data(task)(resolved.config), raw, out, _show_progress)
     counts = [{"split": split, **asdict(count)} for split, count in report.manifest.counts.items()]
     print_table(counts, as_json=False, title=f"dataset: {out}")
     if report.quarantined:

@@ -12,7 +12,7 @@ from voxray.config.errors import InputError
 from voxray.core.run_config import RunConfig
 
 if TYPE_CHECKING:
-    from voxray.core.task import Task
+    from voxray.core.task import Task, TaskData
 
 # A Ray worker starts as a bare process, so tasks are looked up here and not registered by importing them.
 TASKS: dict[str, tuple[str, str]] = {
@@ -56,9 +56,19 @@ def aliases(task: str) -> dict[str, str]:
     return getattr(importlib.import_module(TASKS[task][0].partition(":")[0]), "ALIASES", {})
 
 
-def task_class(task: str) -> "type[Task]":
-    """Return the Task class that a config's `task` names."""
+def task_data(task: str) -> "type[TaskData]":
+    """Return the class that makes and reads the data of the task that a config names."""
     return import_object(TASKS[task][1] if task in TASKS else _outside(task))
+
+
+def task_class(task: str) -> "type[Task]":
+    """Return the Task class that a config's `task` names. Raises InputError where there is no model yet."""
+    from voxray.core.task import Task
+
+    found = task_data(task)
+    if not issubclass(found, Task):
+        raise InputError(f"task '{task}' has no model yet: only `voxray data` and its readers know it")
+    return found
 
 
 def figures_module(task: str) -> ModuleType | None:

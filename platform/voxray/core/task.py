@@ -46,6 +46,17 @@ class MapStage:
 
 
 @dataclass(frozen=True)
+class ReadStage:
+    """A pure function of one batch's columns, run where it is read: in a Ray Data task or a worker's thread.
+
+    It is importable by name; what it makes of a row depends on that row alone.
+    """
+
+    name: str
+    function: Callable[[Columns], Columns]
+
+
+@dataclass(frozen=True)
 class SynthReport:
     """What a synthetic dataset holds: how good a model can be, a linear floor, and chance, for one metric."""
 
@@ -57,10 +68,8 @@ class SynthReport:
     notes: dict[str, str] = field(default_factory=dict[str, str])
 
 
-class Task(ABC):
-    """One research problem. `Config` is its config class; `dataset` describes the prepared data, once it is
-    known.
-    """
+class TaskData(ABC):
+    """The data of one research problem: raw files → rows → batches. `Config` is its config class."""
 
     Config: ClassVar[type[RunConfig]]
 
@@ -72,8 +81,6 @@ class Task(ABC):
         self.statistics = statistics or {}
         self.dataset_schema = schema or self.schema()
 
-    # --- data
-    # -------------------------------------------------------------------------------------------------------
     @abstractmethod
     def schema(self) -> Schema:
         """Return the columns of a prepared row."""
@@ -87,7 +94,11 @@ class Task(ABC):
         """
 
     def map_stages(self) -> list[MapStage]:
-        """Return what turns a raw row into a row of the schema (decoding, resizing)."""
+        """Return what turns a raw row into a row of the schema (decoding, resizing), when it is prepared."""
+        return []
+
+    def read_stages(self) -> list[ReadStage]:
+        """Return what turns a stored batch into the one that `collate` takes, whenever it is read."""
         return []
 
     def synth(self, out: Path, size: str, seed: int) -> SynthReport:
@@ -99,6 +110,9 @@ class Task(ABC):
     @abstractmethod
     def collate(self, columns: Columns) -> Batch:
         """Turn numpy columns into a typed batch of tensors. No randomness."""
+
+class Task(TaskData):
+    """One research problem, whole: its data, its model, its loss and its metrics."""
 
     # --- model and objective
     # ----------------------------------------------------------------------------------------
@@ -162,5 +176,5 @@ class Task(ABC):
         raise _not_offered(self, "a linear floor")
 
 
-def _not_offered(task: Task, what: str) -> InputError:
+def _not_offered(task: TaskData, what: str) -> InputError:
     return InputError(f"task '{task.config.task}' does not offer {what}")

@@ -10,7 +10,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from voxray.config.errors import InputError
-from voxray.core.registry import task_class
+from voxray.core.registry import task_data
 from voxray.core.run_config import RunConfig
 from voxray.data.manifest import FILE_NAME, load_manifest
 
@@ -44,7 +44,7 @@ def ensure_dataset(config: RunConfig) -> Path:
         if not (out / FILE_NAME).exists():
             raw = out.with_name(f"{out.name}.raw")
             shutil.rmtree(raw, ignore_errors=True)
-            task = task_class(config.task)(config)
+            task = task_data(config.task)(config)
             task.synth(raw, _size(config), seed=0)
             prepare(task, raw, out)
             shutil.rmtree(raw)
@@ -62,7 +62,7 @@ def _size(config: RunConfig) -> str:
 
 def _synthetic_path(config: RunConfig) -> Path:
     """Name the cached dataset by what makes it: the generator's source and the options of `data.prepare`."""
-    task_file = Path(inspect.getfile(task_class(config.task)))
+    task_file = Path(inspect.getfile(task_data(config.task)))
     generator = task_file.with_name("data.py")
     source = (generator if generator.exists() else task_file).read_text()
     recipe = json.dumps([source, config.data.prepare.model_dump(mode="json")], sort_keys=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from voxray.core.registry import config_class, task_class
+from voxray.core.registry import config_class, task_data
 from voxray.core.schema import TEXT, Schema
 from voxray.core.task import BadRowError, MapStage, RawRow
 from voxray.data.shards import write_shard
@@ -36,7 +36,7 @@ def write_planned_shard(row: dict[str, Any], job: ShardJob) -> dict[str, Any]:
     import ray
 
     file, split, reference = job.shards[row["id"]]
-    task = task_class(job.task)(config_class(job.task).model_validate(job.config), schema=job.schema)
+    task = task_data(job.task)(config_class(job.task).model_validate(job.config), schema=job.schema)
     made = _DecodedRows(task.map_stages(), job.schema, with_sums=split == "train")
     try:
         shard = write_shard(Path(job.folder, file), made.rows(ray.get(reference)), job.schema, split)

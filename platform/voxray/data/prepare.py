@@ -24,7 +24,7 @@ import numpy as np
 from voxray.config.errors import InputError
 from voxray.core.schema import SPLITS, Column, Schema
 from voxray.core.splits import assign_splits
-from voxray.core.task import BadRow, BadRowError, RawRow, Task
+from voxray.core.task import BadRow, BadRowError, RawRow, TaskData
 from voxray.data.decode import ShardJob, apply_stages, write_planned_shard
 from voxray.data.manifest import (
     QUARANTINE_NAME,
@@ -71,7 +71,7 @@ class _PlannedShard:
     rows: list[int]
 
 
-def prepare(task: Task, source: Path, out: Path, on_progress: Progress | None = None) -> PrepareReport:
+def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | None = None) -> PrepareReport:
     """Make the dataset `out` from the raw files in `source` by `task.config.data.prepare`. Ray is connected.
 
     Raises InputError when the raw data is wrong (all bad rows are named, unless they are quarantined), `out`
@@ -124,7 +124,7 @@ def _check_out(source: Path, out: Path) -> None:
         raise InputError(f"'{out}' lies inside the raw folder '{source}'; name a folder outside it")
 
 
-def _read_rows(task: Task, source: Path) -> tuple[list[RawRow], list[BadRow]]:
+def _read_rows(task: TaskData, source: Path) -> tuple[list[RawRow], list[BadRow]]:
     """Return the good and the bad rows; a sample id's second row is bad."""
     rows: list[RawRow] = []
     bad: list[BadRow] = []
@@ -145,7 +145,7 @@ def _read_rows(task: Task, source: Path) -> tuple[list[RawRow], list[BadRow]]:
     return rows, bad
 
 
-def _judge(task: Task, bad: Sequence[BadRow], rows: Sequence[RawRow]) -> None:
+def _judge(task: TaskData, bad: Sequence[BadRow], rows: Sequence[RawRow]) -> None:
     """Raise InputError that lists the bad rows, unless the policy sets them aside and good ones are left."""
     quarantine = task.config.data.prepare.on_error == "quarantine"
     if not bad or (quarantine and rows):
@@ -176,7 +176,7 @@ def _bad_rows(
     ]
 
 
-def _resolved_schema(task: Task, rows: Sequence[RawRow]) -> Schema:
+def _resolved_schema(task: TaskData, rows: Sequence[RawRow]) -> Schema:
     """Return the schema with the sizes that the first row which can be decoded has."""
     schema, stages = task.schema(), task.map_stages()
     bad = []
@@ -196,7 +196,7 @@ def _resolve(column: Column, value: Any) -> Column:
     return column if None not in column.shape else replace(column, shape=np.shape(value))
 
 
-def _split_rows(task: Task, rows: Sequence[RawRow], schema: Schema) -> np.ndarray:
+def _split_rows(task: TaskData, rows: Sequence[RawRow], schema: Schema) -> np.ndarray:
     """Return each row's split, [N] text. Labels that raw rows already have are balanced over the splits."""
     labelled = [name for name, column in schema.columns.items() if column.names and name in rows[0]]
     config = task.config.data.prepare
@@ -211,7 +211,7 @@ def _split_rows(task: Task, rows: Sequence[RawRow], schema: Schema) -> np.ndarra
     return np.array([split_of_group[group] for group in groups])
 
 
-def _plan_shards(task: Task, split_of_row: np.ndarray, schema: Schema) -> list[_PlannedShard]:
+def _plan_shards(task: TaskData, split_of_row: np.ndarray, schema: Schema) -> list[_PlannedShard]:
     """Cut each split, in reading order, into equal shards of at most `shard_mb`."""
     rows_per_shard = max(1, int(task.config.data.prepare.shard_mb * 1e6) // row_bytes(schema))
     planned = []
@@ -244,7 +244,7 @@ def _fingerprint(source: Path) -> str:
 
 
 def _write_all(
-    task: Task,
+    task: TaskData,
     schema: Schema,
     folder: Path,
     shards: Sequence[_PlannedShard],
@@ -283,7 +283,7 @@ def _write_all(
 
 
 def _manifest(
-    task: Task,
+    task: TaskData,
     schema: Schema,
     source: Path,
     fingerprint: str,
@@ -314,7 +314,7 @@ def _manifest(
     )
 
 
-def _check_splits_filled(task: Task, manifest: Manifest) -> None:
+def _check_splits_filled(task: TaskData, manifest: Manifest) -> None:
     empty = [
         s for s in SPLITS if getattr(task.config.data.prepare.splits, s) > 0 and s not in manifest.counts
     ]
