@@ -136,7 +136,7 @@ class Task(TaskData):
     def loss(self, model: nn.Module, batch: Batch, stage: Stage) -> LossTerms:
         """Return the loss terms: a sum over this worker's entries each."""
 
-    def after_step(self, model: nn.Module, outputs: LossTerms) -> None:  # noqa: B027 - most tasks have nothing to do
+    def after_step(self, model: nn.Module, outputs: LossTerms) -> None:
         """Run once per successful update."""
 
     # --- evaluation
