@@ -41,7 +41,7 @@ def rows(schema: Schema, num_rows: int, seed: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_it_trains_one_step(file, tmp_path):
     task_name = file.parent.name
-    overrides = [*OFFLINE[task_name], "training.max_steps=1", f"storage.path={tmp_path}"]
+    overrides = [*OFFLINE[task_name], "training.steps=1", f"storage.path={tmp_path}"]
     config = load_experiment(str(file), overrides).config
     assert config.description, "an experiment says what it is"
     task = task_class(config.task)(config)

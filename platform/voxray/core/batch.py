@@ -1,8 +1,8 @@
 """`Batch`: the typed rows of one micro-batch on one worker, and where batches come from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -32,12 +32,52 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """Return the batch with its tensors on `device`."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
-        }
-        return replace(self, **moved)
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """Return the batch with `function` of each tensor; dicts of tensors are gone through too."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {n: function(v) for n, v in values.items() if isinstance(v, torch.Tensor)}
+        for name, value in values.items():
+            if isinstance(value, dict):
+                tensors = cast(dict[str, torch.Tensor], value)
+                changed[name] = {key: function(tensor) for key, tensor in tensors.items()}
+        return replace(self, **changed)
+
+
+def as_tensor(values: np.ndarray[Any, Any], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return a column as a tensor that `collate` may keep: a copy with memory of its own.
+
+    Page-locked memory is not copied here: it is on its way to a GPU, and the loop copies it before the data
+    layer writes it again.
+    """
+    if not values.flags.writeable:
+        return torch.tensor(values, dtype=dtype)
+    view: torch.Tensor = torch.from_numpy(values)  # pyright: ignore[reportUnknownMemberType]
+    return view.to(dtype) if view.is_pinned() else torch.tensor(values, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class BatchRules:
+    """Which rows an epoch is made of and how they meet in batches; the keys of the `data` section.
+
+    `with_replacement` draws rows independently, with probability proportional to `weights`, as many as there
+    are: no promise is made that each comes, or comes once.
+    """
+
+    filters: tuple[str, ...] = ()
+    limit: int | None = None
+    weights: str = ""
+    with_replacement: bool = False
+    group_by: str = ""
+    groups_per_batch: int = 1
+    bucket_by: str = ""
+    last_batch: Literal["keep", "pad", "drop"] = "keep"
+
+    @property
+    def length_column(self) -> str:
+        """The index column that length buckets go by: a ragged column's lengths."""
+        return f"{self.bucket_by}.length" if self.bucket_by else ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +91,7 @@ class EpochRequest:
     epoch: int = 0
     shuffle: bool = True
     start_batch: int = 0  # batches of this epoch that were consumed before
+    rules: BatchRules = BatchRules()
 
 
 class BatchSource(Protocol):
@@ -58,6 +99,10 @@ class BatchSource(Protocol):
 
     def num_rows(self, split: str) -> int:
         """Rows of `split` over all workers."""
+        ...
+
+    def num_batches(self, request: EpochRequest) -> int:
+        """Return the number of global batches of the whole epoch that is asked for."""
         ...
 
     def batches(self, request: EpochRequest) -> Iterator[Columns]:

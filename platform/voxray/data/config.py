@@ -1,8 +1,8 @@
 """The `data` section: which dataset, how its raw files are prepared, how it is streamed."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from voxray.config.section import Section
 
@@ -25,18 +25,86 @@ class PrepareConfig(Section, frozen=True):
         default="fail",
         description="fail: a bad row ends the command; quarantine: set it aside, list it, go on",
     )
+    format: Literal["raw", "parquet", "webdataset", "mds", "table"] = Field(
+        default="raw",
+        description="raw: the task's own layout; parquet, webdataset, mds (MosaicML), table (arrays beside a "
+        "CSV): flat files with the columns of its rows",
+    )
+    columns: dict[str, str] = Field(
+        default={},
+        description="for flat files: our column, or `split` → theirs, or `=VALUE` for one value in all rows",
+    )
+
+
+class EmbedConfig(Section, frozen=True):
+    """How columns of frozen networks are computed when raw files are prepared."""
+
+    cache_dir: str = Field(
+        default="",
+        description="folder of what was computed, shared by all nodes; default: in the user's cache",
+    )
+    num_actors: int = Field(default=1, ge=1, description="copies of the network that run at a time, at most")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="where they run; auto: on GPUs if Ray has any, one each"
+    )
+    batch_size: int = Field(
+        default=32, ge=1, description="inputs of a forward pass; a short one is filled up, not run shorter"
+    )
 
 
 class DataConfig(Section, frozen=True):
     """Which dataset a run reads."""
 
     path: str = Field(
-        default="", description="a prepared dataset's folder, or `synth:tiny|small|full` to make one"
+        default="",
+        description="a prepared dataset's folder or URL, or `synth:tiny|small|full` to make one",
     )
     prepare: PrepareConfig = PrepareConfig()
-    transport: Literal["stream", "local"] = Field(
-        default="stream",
-        description="stream: Ray Data read tasks gather the rows; local: the worker does, from mapped shards",
+    embed: EmbedConfig = EmbedConfig()
+    # which rows
+    filter: str = Field(
+        default="", description="rows of every split that are used, e.g. `labels.Mass == 1 or view == 'PA'`"
     )
-    window_mb: float = Field(default=32.0, gt=0, description="rows gathered at a time by one worker, in MB")
+    train_filter: str = Field(default="", description="as `filter`, for the training rows alone")
+    limit_samples: int | None = Field(
+        default=None, ge=1, description="at most this many rows of each split, the same for every seed"
+    )
+    sampling: Literal["epoch", "with_replacement"] = Field(
+        default="epoch",
+        description="epoch: every training row once; with_replacement: as many independent draws",
+    )
+    weights: str = Field(
+        default="", description="with_replacement: a row's weight, e.g. `1 + 9 * labels.Hernia`"
+    )
+    # how they meet in batches
     shuffle_mb: float = Field(default=1024.0, gt=0, description="shards that are shuffled together, in MB")
+    group_by: str = Field(default="", description="a batch holds rows of few values of this column (days)")
+    groups_per_batch: int = Field(default=4, ge=1, description="of that many values at most")
+    bucket_by: str = Field(default="", description="a ragged column: rows of like length meet in a batch")
+    last_batch: Literal["keep", "pad", "drop"] = Field(
+        default="keep", description="what becomes of a training batch that has fewer rows than batch_size"
+    )
+    # how they are read
+    transport: Literal["auto", "local", "cache", "stream"] = Field(
+        default="auto",
+        description="local: the worker maps the shards; cache: it copies them to this node first; stream: "
+        "Ray Data tasks read them anywhere; auto: local for a folder, cache or stream for a URL",
+    )
+    window_mb: float = Field(
+        default=32.0, gt=0, description="rows that one read task of `stream` gathers, in MB"
+    )
+    read_threads: int | Literal["auto"] = Field(
+        default="auto", description="threads per worker; auto: 1, or the cores where rows are decoded"
+    )
+    cache_dir: str = Field(default="", description="folder of the copies; default: in the user's cache")
+    cache_gb: float = Field(default=50.0, gt=0, description="size of the copies at most, per folder")
+    on_error: Literal["fail", "quarantine"] = Field(
+        default="fail",
+        description="fail: a damaged or missing shard ends the run; quarantine: its rows are left out, told",
+    )
+
+    @model_validator(mode="after")
+    def _weights_need_draws(self) -> Self:
+        if self.weights and self.sampling != "with_replacement":
+            raise ValueError("weights work with sampling=with_replacement alone: an epoch has each row once")
+        return self

@@ -12,14 +12,14 @@ from platformdirs import user_cache_path
 from voxray.config.errors import InputError
 from voxray.core.registry import task_data
 from voxray.core.run_config import RunConfig
-from voxray.data.manifest import FILE_NAME, load_manifest
+from voxray.data.manifest import FILE_NAME, VERSION, load_manifest
 
 SYNTH = "synth:"
 SIZES = ("tiny", "small", "full")
 
 
-def dataset_path(config: RunConfig) -> Path:
-    """Return the folder of the dataset that `data.path` names, without making anything.
+def dataset_path(config: RunConfig) -> str:
+    """Return the folder or URL of the dataset that `data.path` names, without making anything.
 
     Raises InputError when no path is given or the folder holds no dataset.
     """
@@ -27,13 +27,13 @@ def dataset_path(config: RunConfig) -> Path:
         raise InputError(
             "data.path is empty; give a prepared dataset with data.path=FOLDER, or data.path=synth:tiny"
         )
-    path = _synthetic_path(config) if config.data.path.startswith(SYNTH) else Path(config.data.path)
+    path = str(_synthetic_path(config)) if config.data.path.startswith(SYNTH) else config.data.path
     load_manifest(path)
     return path
 
 
-def ensure_dataset(config: RunConfig) -> Path:
-    """Return the dataset's folder; a `synth:` one is made in the cache first, which needs Ray."""
+def ensure_dataset(config: RunConfig) -> str:
+    """Return the dataset's folder or URL; a `synth:` one is made in the cache first, which needs Ray."""
     if not config.data.path.startswith(SYNTH):
         return dataset_path(config)
     from voxray.data.prepare import prepare
@@ -48,7 +48,7 @@ def ensure_dataset(config: RunConfig) -> Path:
             task.synth(raw, _size(config), seed=0)
             prepare(task, raw, out)
             shutil.rmtree(raw)
-    return out
+    return str(out)
 
 
 def _size(config: RunConfig) -> str:
@@ -65,7 +65,7 @@ def _synthetic_path(config: RunConfig) -> Path:
     task_file = Path(inspect.getfile(task_data(config.task)))
     generator = task_file.with_name("data.py")
     source = (generator if generator.exists() else task_file).read_text()
-    recipe = json.dumps([source, config.data.prepare.model_dump(mode="json")], sort_keys=True)
+    recipe = json.dumps([VERSION, source, config.data.prepare.model_dump(mode="json")], sort_keys=True)
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     name = f"{config.task.replace(':', '.')}-{_size(config)}-{digest}"
     return user_cache_path("voxray") / "datasets" / name

@@ -8,22 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from voxray.config.errors import InputError
 from voxray.core.registry import config_class, task_data
-from voxray.core.schema import TEXT, Schema
+from voxray.core.schema import Schema
 from voxray.core.task import BadRowError, MapStage, RawRow
+from voxray.data.raw import row_stages
 from voxray.data.shards import write_shard
 from voxray.data.statistics import Sums, add, row_sums
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What the tasks need: the task by name, and each shard's file, split and reference to its raw rows."""
+    """What the tasks need: the task by name, and each shard's file, split and reference to its raw rows.
+
+    `added` are stages that run after the task's own.
+    """
 
     task: str
     config: dict[str, Any]
     schema: Schema
     folder: str
     shards: list[tuple[str, str, Any]]
+    added: tuple[MapStage, ...] = ()
 
 
 def write_planned_shard(row: dict[str, Any], job: ShardJob) -> dict[str, Any]:
@@ -31,17 +37,19 @@ def write_planned_shard(row: dict[str, Any], job: ShardJob) -> dict[str, Any]:
 
     Returns the number and, as JSON, `shard` (a ShardInfo, None when all its rows were bad), `bad` (index,
     reason), `sums` of the training statistics, and `failure`: errno and message when the file cannot be
-    written.
+    written. Or else `problems` alone, of an InputError that is no single row's.
     """
     import ray
 
     file, split, reference = job.shards[row["id"]]
     task = task_data(job.task)(config_class(job.task).model_validate(job.config), schema=job.schema)
-    made = _DecodedRows(task.map_stages(), job.schema, with_sums=split == "train")
+    made = _DecodedRows([*row_stages(task), *job.added], job.schema, with_sums=split == "train")
     try:
         shard = write_shard(Path(job.folder, file), made.rows(ray.get(reference)), job.schema, split)
     except OSError as error:
         return {"id": row["id"], "result": json.dumps({"failure": [error.errno, error.strerror]})}
+    except InputError as error:
+        return {"id": row["id"], "result": json.dumps({"problems": error.problems})}
     result = {"shard": shard and asdict(shard), "bad": made.bad, "sums": made.sums, "failure": None}
     return {"id": row["id"], "result": json.dumps(result)}
 
@@ -76,6 +84,11 @@ def apply_stages(stages: Sequence[MapStage], row: RawRow) -> RawRow:
 
 def _check_row(row: Mapping[str, Any], schema: Schema) -> None:
     for name, column in schema.columns.items():
-        if column.dtype != TEXT and np.shape(row[name]) != column.shape:
-            found, wanted = "×".join(map(str, np.shape(row[name]))), "×".join(map(str, column.shape))
-            raise BadRowError(f"column '{name}' has the shape {found}, the dataset's is {wanted}")
+        if not column.is_tensor:
+            continue
+        found, wanted = np.shape(row[name]), column.shape
+        if column.ragged and len(found) == len(wanted):
+            found, wanted = found[1:], wanted[1:]
+        if found != wanted:
+            texts = ["×".join(map(str, shape)) or "a scalar" for shape in (np.shape(row[name]), column.shape)]
+            raise BadRowError(f"column '{name}' has the shape {texts[0]}, the dataset's is {texts[1]}")

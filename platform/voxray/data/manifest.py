@@ -15,25 +15,49 @@ from pydantic import TypeAdapter, ValidationError
 
 from voxray.config.errors import InputError
 from voxray.core.schema import SPLITS, Schema
+from voxray.data.store import Store
 
 FILE_NAME = "manifest.json"
 QUARANTINE_NAME = "quarantine.jsonl"
 SHARD_FOLDER = "shards"
-VERSION = 1
+INDEX_FOLDER = "index"
+VERSION = 2
 
 # A shard's name never leads out of the dataset's folder.
 _SHARD_FILE = re.compile(rf"{SHARD_FOLDER}/[A-Za-z0-9_][A-Za-z0-9_.-]*\.arrow")
 
 
 @dataclass(frozen=True)
+class Window:
+    """A piece of a shard that is checked as one: where its rows and bytes end, and its bytes' xxh3-128.
+
+    A window is one record batch; the last one holds no rows: it is the file's footer.
+    """
+
+    end_row: int
+    end_byte: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
 class ShardInfo:
-    """One shard: `file` is relative to the dataset's folder, `sha256` is of the whole file, in hex."""
+    """One shard: `file` is relative to the dataset's folder, `sha256` is of the whole file, in hex.
+
+    `index_xxh3` is the hash of its index file.
+    """
 
     file: str
     split: str
     rows: int
     bytes: int
     sha256: str
+    windows: tuple[Window, ...]
+    index_xxh3: str
+
+    @property
+    def index_file(self) -> str:
+        """The index of this shard's rows."""
+        return INDEX_FOLDER + self.file.removeprefix(SHARD_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -54,11 +78,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What made the shards: the task, voxray's version, all values of `data.prepare`, its seed included."""
+    """What made the shards: the task, voxray's version, all values of `data.prepare`, its seed included.
+
+    `networks` are the frozen networks whose outputs are columns, as `data/embed_cache.py` tells them apart.
+    """
 
     task: str
     voxray: str
     prepare: dict[str, Any]
+    networks: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,18 +123,18 @@ def _adapter() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
 
 
-def load_manifest(dataset: Path) -> Manifest:
+def load_manifest(dataset: Path | str | Store) -> Manifest:
     """Read and check `manifest.json` of a dataset's folder.
 
     Raises InputError when the folder holds no dataset, or a manifest that this version cannot read.
     """
-    path = Path(dataset) / FILE_NAME
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    store = Store.of(dataset)
+    path = store.describe(FILE_NAME)
+    if store.is_local and not store.path(FILE_NAME).is_file():
         raise InputError(
             f"'{dataset}' is no dataset: it has no {FILE_NAME}; `voxray data prepare TASK RAW OUT` makes one"
-        ) from None
+        )
+    text = store.read(FILE_NAME)
     _check_version(path, text)
     try:
         manifest = _adapter().validate_json(text)
@@ -137,7 +165,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_version(path: Path, text: bytes) -> None:
+def _check_version(path: str, text: bytes) -> None:
     try:
         version = json.loads(text)["version"]
     except (ValueError, KeyError, TypeError):
@@ -148,7 +176,7 @@ def _check_version(path: Path, text: bytes) -> None:
         )
 
 
-def _check_consistency(path: Path, manifest: Manifest) -> None:
+def _check_consistency(path: str, manifest: Manifest) -> None:
     problems = [
         f"{path}: '{s.file}' is no name of a shard"
         for s in manifest.shards
@@ -157,6 +185,10 @@ def _check_consistency(path: Path, manifest: Manifest) -> None:
     for name in (manifest.schema.sample_id, manifest.schema.group):
         if name not in manifest.schema.columns:
             problems.append(f"{path}: the schema has no column '{name}'")
+    for shard in manifest.shards:
+        ends = [(window.end_row, window.end_byte) for window in shard.windows]
+        if ends != sorted(ends) or not ends or ends[-1] != (shard.rows, shard.bytes):
+            problems.append(f"{path}: the windows of '{shard.file}' do not end where it does")
     for split in {shard.split for shard in manifest.shards} | set(manifest.counts):
         rows = sum(shard.rows for shard in manifest.shards if shard.split == split)
         counted = manifest.counts[split].rows if split in manifest.counts else 0

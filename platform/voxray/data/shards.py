@@ -1,162 +1,128 @@
-"""One shard: rows in an uncompressed Arrow IPC file, read by memory map. Any Arrow library reads it alone.
+"""Writing one shard: rows in an uncompressed Arrow IPC file, and its index beside it.
 
-A tensor is a FixedSizeList whose field metadata tells its dtype, shape and unit; text is a string column.
+A tensor is a FixedSizeList whose field metadata tells its dtype, shape and unit; a ragged tensor is a
+LargeList (offsets and values) of such rows; text is a string, an encoded image a binary column. Any Arrow
+library reads the file alone. `data/reader.py` reads it here.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
-from voxray.config.errors import InputError
-from voxray.core.schema import TEXT, Column, Schema
-from voxray.data.manifest import SHARD_FOLDER, ShardInfo
+from voxray.core.schema import BYTES, TEXT, Column, Schema
+from voxray.data.index import IndexWriter
+from voxray.data.manifest import INDEX_FOLDER, SHARD_FOLDER, ShardInfo, Window
 
-MAX_ROWS_PER_RECORD_BATCH = 1024
-MAX_BYTES_PER_RECORD_BATCH = 16 << 20  # bounds the writer's memory: one 1024×1024 image is 1 MiB
-_NOMINAL_TEXT_BYTES = 32
-# Longer rows are copied singly: numpy's fancy indexing would make a second copy of them.
-COPIED_SINGLY_BYTES = 4096
+MAX_ROWS_PER_WINDOW = 1024
+MAX_BYTES_PER_WINDOW = 16 << 20  # bounds the writer's memory: one 1024×1024 image is 1 MiB
+_NOMINAL_BYTES = {TEXT: 32, BYTES: 65_536}
+_NOMINAL_RAGGED = 500  # entries of a ragged axis, where only an estimate is wanted
 
 
 def row_bytes(schema: Schema) -> int:
-    """Return the bytes of one row on disk; text is counted as 32 bytes."""
+    """Estimate the bytes of one row on disk: exact for tensors, nominal for text, encoded and ragged ones."""
     return sum(
-        _NOMINAL_TEXT_BYTES if c.dtype == TEXT else prod(_sizes(c)) * np.dtype(c.dtype).itemsize
+        _NOMINAL_BYTES[c.dtype]
+        if c.dtype in _NOMINAL_BYTES
+        else prod(inner_shape(c)) * np.dtype(c.dtype).itemsize * (_NOMINAL_RAGGED if c.ragged else 1)
         for c in schema.columns.values()
     )
+
+
+def inner_shape(column: Column) -> tuple[int, ...]:
+    """Return the sizes that all rows share: the shape, without a ragged column's first axis."""
+    sizes = column.shape[1:] if column.ragged else column.shape
+    known = tuple(size for size in sizes if size is not None)
+    assert len(known) == len(sizes), f"the shape {column.shape} is not resolved"
+    return known
 
 
 def write_shard(
     path: Path, rows: Iterable[Mapping[str, Any]], schema: Schema, split: str
 ) -> ShardInfo | None:
-    """Write rows of the schema to `path` and fsync it. Without rows it returns None and leaves no file.
+    """Write rows of the schema to `path`, their index columns to the index folder beside it; fsync both.
 
-    The bytes depend on the rows and the schema alone. A shape with None in it must be resolved before; a
-    value of another shape or dtype than the schema's is an assertion: the caller has checked it.
+    Without rows it returns None and leaves no file. The bytes depend on the rows and the schema alone. A
+    shape with None in it must be resolved before; a value of another shape or dtype than the schema's is an
+    assertion: the caller has checked it.
     """
     arrow_schema = pa.schema([_field(name, column) for name, column in schema.columns.items()])
-    batch_rows = min(MAX_ROWS_PER_RECORD_BATCH, max(1, MAX_BYTES_PER_RECORD_BATCH // row_bytes(schema)))
-    stream = iter(rows)
+    index = IndexWriter(schema)
+    windows: list[Window] = []
     num_rows = 0
     with path.open("wb") as raw:
         file = _HashingFile(raw)
         with pa.ipc.new_file(pa.PythonFile(file, "w"), arrow_schema) as writer:
-            while batch := list(islice(stream, batch_rows)):
+            for batch in _windows_of(rows, schema):
                 arrays = [_to_arrow([row[n] for row in batch], c) for n, c in schema.columns.items()]
                 writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=arrow_schema))
+                index.add(batch)
                 num_rows += len(batch)
+                windows.append(file.end_window(num_rows))
+        windows.append(file.end_window(num_rows))
         raw.flush()
         os.fsync(raw.fileno())
     if num_rows == 0:
         path.unlink()
         return None
-    return ShardInfo(f"{SHARD_FOLDER}/{path.name}", split, num_rows, file.num_bytes, file.sha256.hexdigest())
+    folder = path.parent.parent / INDEX_FOLDER
+    folder.mkdir(exist_ok=True)
+    index_hash = index.write(folder / path.name)
+    name = f"{SHARD_FOLDER}/{path.name}"
+    return ShardInfo(
+        name, split, num_rows, file.num_bytes, file.sha256.hexdigest(), tuple(windows), index_hash
+    )
 
 
-def open_shard(path: Path) -> "ShardReader":
-    """Memory-map a shard. Raises InputError when it is missing or is no Arrow IPC file of ours."""
-    return ShardReader(path)
+def _windows_of(rows: Iterable[Mapping[str, Any]], schema: Schema) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield rows in lists that make one record batch each, bounded in rows and bytes."""
+    batch: list[Mapping[str, Any]] = []
+    num_bytes = 0
+    for row in rows:
+        size = sum(_size(row[name], column) for name, column in schema.columns.items())
+        if batch and (len(batch) == MAX_ROWS_PER_WINDOW or num_bytes + size > MAX_BYTES_PER_WINDOW):
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(row)
+        num_bytes += size
+    if batch:
+        yield batch
 
 
-class ShardReader:
-    """Rows of one memory-mapped shard. Tensor columns are read through views of the map, without a copy."""
-
-    def __init__(self, path: Path) -> None:
-        """Map the file; no row is read."""
-        try:
-            self._file = pa.ipc.open_file(pa.memory_map(str(path)))
-            self._batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
-            self.columns = {field.name: _column(field) for field in self._file.schema}
-        except FileNotFoundError:
-            raise InputError(f"shard '{path}' is missing; prepare the dataset again") from None
-        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-            raise InputError(
-                f"shard '{path}' is no shard of voxray or is damaged ({error}); see `voxray data verify`"
-            ) from None
-        # First row of each record batch, and after the last one the number of rows.
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        self._views = {name: self._tensor_views(name) for name, c in self.columns.items() if c.dtype != TEXT}
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in the shard."""
-        return int(self._starts[-1])
-
-    def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Return rows in the given order: [len(rows), *shape] per column, text as an object array of str.
-
-        The arrays are fresh copies. `columns` default to all. Raises IndexError for a row that is not there.
-        """
-        rows = np.asarray(rows, dtype=np.int64)
-        out = self.empty(len(rows), columns)
-        self.take_into(out, np.arange(len(rows)), rows)
-        return out
-
-    def empty(self, num_rows: int, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Return arrays [num_rows, *shape] to take rows into, one per column."""
-        chosen = {name: self.columns[name] for name in columns or self.columns}
-        return {
-            name: np.empty((num_rows, *_sizes(c)), dtype=object if c.dtype == TEXT else c.dtype)
-            for name, c in chosen.items()
-        }
-
-    def take_into(self, out: Mapping[str, np.ndarray], places: np.ndarray, rows: np.ndarray) -> None:
-        """Write the given rows at `places` of the arrays in `out`, for the columns that `out` has.
-
-        Raises IndexError for a row that is not there.
-        """
-        if rows.size and (rows.min() < 0 or rows.max() >= self.num_rows):
-            raise IndexError(f"rows must lie in 0..{self.num_rows - 1}, got {rows.min()}..{rows.max()}")
-        for index, inside, local in self._pieces(rows):
-            for name, array in out.items():
-                self._copy(name, index, local, array, places[inside])
-
-    def _pieces(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield per record batch: its index, where its rows go in the result, which of its rows they are."""
-        batch_of_row = np.searchsorted(self._starts, rows, side="right") - 1
-        for index in np.unique(batch_of_row):
-            (places,) = np.nonzero(batch_of_row == index)
-            yield int(index), places, rows[places] - self._starts[index]
-
-    def _copy(self, name: str, index: int, local: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """Copy rows `local` of one record batch to `places` of `out`."""
-        if self.columns[name].dtype == TEXT:
-            texts = self._batches[index].column(name).take(pa.array(local))
-            out[places] = texts.to_numpy(zero_copy_only=False)
-            return
-        view = self._views[name][index]
-        if view[:1].nbytes < COPIED_SINGLY_BYTES:
-            out[places] = view[local]
-            return
-        for place, row in zip(places.tolist(), local.tolist(), strict=True):
-            out[place] = view[row]
-
-    def _tensor_views(self, name: str) -> list[np.ndarray]:
-        shape = _sizes(self.columns[name])
-        arrays = (batch.column(name) for batch in self._batches)
-        flat = (array.values if shape else array for array in arrays)
-        return [values.to_numpy(zero_copy_only=True).reshape(-1, *shape) for values in flat]
+def _size(value: Any, column: Column) -> int:
+    if not column.is_tensor:
+        return len(value)
+    return np.size(value) * np.dtype(column.dtype).itemsize
 
 
 class _HashingFile:
-    """A writable file that hashes what passes through it."""
+    """A writable file that hashes what passes through it, as a whole and per window."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
+        self._window = xxhash.xxh3_128()
         self.sha256 = hashlib.sha256()
         self.num_bytes = 0
         self.closed = False
 
+    def end_window(self, num_rows: int) -> Window:
+        """Return the window that ends here: the rows and bytes up to it, and the hash of its own bytes."""
+        window = Window(num_rows, self.num_bytes, self._window.hexdigest())
+        self._window.reset()
+        return window
+
     def write(self, data: Any) -> int:
         self.sha256.update(data)
+        self._window.update(data)
         self.num_bytes += len(data)
         return self._raw.write(data)
 
@@ -170,47 +136,38 @@ class _HashingFile:
         self.closed = True
 
 
-def _sizes(column: Column) -> tuple[int, ...]:
-    sizes = tuple(size for size in column.shape if size is not None)
-    assert len(sizes) == len(column.shape), f"the shape {column.shape} is not resolved"
-    return sizes
-
-
 def _field(name: str, column: Column) -> pa.Field:
     description = {
-        "dtype": column.dtype,
-        "shape": list(_sizes(column)),
-        "unit": column.unit,
-        "names": list(column.names),
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in asdict(column).items()
     }
-    metadata = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()
-    }
+    return pa.field(name, _arrow_type(column), nullable=False, metadata=description)
+
+
+def _arrow_type(column: Column) -> pa.DataType:
     if column.dtype == TEXT:
-        return pa.field(name, pa.string(), nullable=False, metadata=metadata)
+        return pa.string()
+    if column.dtype == BYTES:
+        return pa.large_binary()
     kind = pa.from_numpy_dtype(np.dtype(column.dtype))
-    if column.shape:
-        kind = pa.list_(pa.field("item", kind, nullable=False), prod(_sizes(column)))
-    return pa.field(name, kind, nullable=False, metadata=metadata)
-
-
-def _column(field: pa.Field) -> Column:
-    text = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
-    return Column(
-        text["dtype"], tuple(json.loads(text["shape"])), text["unit"], tuple(json.loads(text["names"]))
-    )
+    if inner_shape(column):
+        kind = pa.list_(pa.field("item", kind, nullable=False), prod(inner_shape(column)))
+    return pa.large_list(pa.field("item", kind, nullable=False)) if column.ragged else kind
 
 
 def _to_arrow(values: list[Any], column: Column) -> pa.Array:
-    if column.dtype == TEXT:
-        return pa.array(values, pa.string())
-    tensor = np.asarray(values)
-    assert tensor.shape == (len(values), *_sizes(column)), (
-        f"rows of shape {tensor.shape[1:]}, not {column.shape}"
-    )
+    if not column.is_tensor:
+        return pa.array(values, _arrow_type(column))
+    inner = inner_shape(column)
+    arrays = [np.asarray(value) for value in values]
+    tensor = np.concatenate(arrays) if column.ragged else np.stack(arrays)
+    own = tensor.shape[1:]
+    assert own == inner, f"rows of shape {own}, not {column.shape}"
     tensor = tensor.astype(column.dtype, casting="same_kind", copy=False)
-    flat = pa.array(tensor.reshape(-1))
-    if not column.shape:
-        return flat
-    kind = pa.list_(pa.field("item", flat.type, nullable=False), prod(_sizes(column)))
-    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    array: pa.Array = pa.array(tensor.reshape(-1))
+    if inner:
+        kind = pa.list_(pa.field("item", array.type, nullable=False), prod(inner))
+        array = pa.FixedSizeListArray.from_arrays(array, type=kind)
+    if not column.ragged:
+        return array
+    offsets = np.cumsum([0, *map(len, arrays)])
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), array, type=_arrow_type(column))

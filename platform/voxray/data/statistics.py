@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from voxray.core.schema import TEXT, Column, Schema
+from voxray.core.schema import Column, Schema
 
 UINT8_SCALE = 255.0
 
@@ -22,7 +22,7 @@ def row_sums(row: Mapping[str, Any], schema: Schema) -> Sums:
     return {
         name: _column_sums(np.asarray(row[name]), column)
         for name, column in schema.columns.items()
-        if column.dtype != TEXT
+        if column.is_tensor
     }
 
 

@@ -1,22 +1,29 @@
-"""Batches through Ray Data: one read task gathers one window anywhere on the cluster and sends it as one
-block.
+"""Batches through Ray Data: one read task gathers one window anywhere on the cluster, one block.
 
 No consumer shuffles or re-batches, which is what makes Ray Data fast (FACTS.md section 1). The rows and their
-order are those of `LocalStream`.
+order are those of `LocalStream`. A block has one row per batch: each column's bytes, their layout as JSON.
 """
 
+import json
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.exceptions import RayError, RaySystemError
 
+from voxray.config.errors import RunError, VoxrayError
 from voxray.core.batch import Columns, EpochRequest
-from voxray.data.local import EpochPlan, LocalStream, split_batches
-from voxray.data.manifest import Manifest
+from voxray.core.schema import BYTES, TEXT
+from voxray.data.local import LocalStream
+from voxray.data.plan import EpochPlan, Window
+
+LAYOUT, FAULTS = "layout", "faults"
 
 
 class RayStream(LocalStream):
@@ -33,8 +40,15 @@ class RayStream(LocalStream):
             return
         stream = ray.data.read_datasource(WindowSource(plan, windows), override_num_blocks=len(windows))
         blocks = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-        for window, block in zip(windows, blocks, strict=True):
-            yield from split_batches(_from_table(block, self.manifest), plan.sizes(window))
+        num = 0
+        try:
+            for block in blocks:
+                for window in from_table(block):
+                    num += 1
+                    yield from self._told_of_faults(window)
+        except RayError as error:
+            raise _users_error(error) from error
+        assert num == sum(map(len, windows)), f"{num} batches came instead of {sum(map(len, windows))}"
 
 
 class WindowSource(Datasource):
@@ -44,7 +58,6 @@ class WindowSource(Datasource):
         """Keep what each task needs: descriptors only, no rows."""
         super().__init__()
         self._plan, self._windows = ray.put(plan), windows
-        self._num_rows = [sum(plan.sizes(window)) for window in windows]
 
     def get_name(self) -> str:
         """Name the read tasks, as Ray's own state shows them."""
@@ -61,31 +74,104 @@ class WindowSource(Datasource):
         return [
             ReadTask(
                 partial(read_window, self._plan, window),
-                BlockMetadata(num_rows=num_rows, size_bytes=None, exec_stats=None),
+                BlockMetadata(num_rows=len(window), size_bytes=None, exec_stats=None),
             )
-            for window, num_rows in zip(self._windows, self._num_rows, strict=True)
+            for window in self._windows
         ]
 
 
-def read_window(plan: "ray.ObjectRef[EpochPlan]", window: range) -> Iterable[pa.Table]:
-    """Return a window's rows as one Arrow table, tensors as fixed-size lists."""
-    return [_to_table(ray.get(plan).gather(window))]
+def read_window(reference: "ray.ObjectRef[EpochPlan]", window: range) -> Iterable[pa.Table]:
+    """Return a window as one Arrow table, a row per batch. Runs in a Ray Data task."""
+    return [to_table(_plan(reference).gather(window))]
 
 
-def _to_table(columns: dict[str, np.ndarray]) -> pa.Table:
-    arrays = {}
-    for name, values in columns.items():
-        array = pa.array(values.reshape(-1))
-        width = int(np.prod(values.shape[1:]))
-        arrays[name] = pa.FixedSizeListArray.from_arrays(array, width) if values.ndim > 1 else array
-    return pa.table(arrays)
+@lru_cache(maxsize=2)
+def _plan(reference: "ray.ObjectRef[EpochPlan]") -> EpochPlan:
+    """Return a plan; a process that reads several windows keeps its open shards and spans."""
+    try:
+        return ray.get(reference)
+    except RaySystemError as error:  # as it is, Ray Data would try the task again for ever
+        raise RunError(
+            f"a read task cannot import what the batches need ({error}); put the task's module where the "
+            "workers find it"
+        ) from None
 
 
-def _from_table(table: pa.Table, manifest: Manifest) -> dict[str, np.ndarray]:
-    columns = {}
-    for name in table.column_names:
-        array = table.column(name).combine_chunks()
-        shape = manifest.schema.columns[name].shape if name in manifest.schema.columns else ()
-        values = array.flatten() if shape else array
-        columns[name] = values.to_numpy(zero_copy_only=False).reshape(len(table), *shape)
-    return columns
+def to_table(window: Window) -> pa.Table:
+    """Return a window's batches as a table of one chunk; batches that lie side by side are not copied."""
+    packed = [{name: _packed(values) for name, values in batch.items()} for batch in window.batches]
+    layouts = [json.dumps({name: layout for name, (_, layout) in row.items()}) for row in packed]
+    faults = [json.dumps(window.faults if row == 0 else ()) for row in range(len(packed))]
+    columns = {name: _binary([row[name][0] for row in packed]) for name in packed[0]}
+    return pa.table({LAYOUT: layouts, FAULTS: faults, **columns})
+
+
+def from_table(table: pa.Table) -> Iterator[Window]:
+    """Yield a window of one batch for each row of a table; arrays are views of the table's memory."""
+    layouts, faults = table.column(LAYOUT).to_pylist(), table.column(FAULTS).to_pylist()
+    columns = {name: _buffers(table.column(name)) for name in table.column_names}
+    for row, (layout, fault) in enumerate(zip(layouts, faults, strict=True)):
+        batch = {
+            name: _unpacked(columns[name][row], described) for name, described in json.loads(layout).items()
+        }
+        yield Window([batch], tuple(json.loads(fault)))
+
+
+def _packed(values: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a column's bytes and how they are laid out."""
+    if values.dtype != object:
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        return data, {"dtype": values.dtype.str, "shape": values.shape}
+    kind = BYTES if len(values) and isinstance(values[0], bytes) else TEXT
+    pieces = [value if kind == BYTES else value.encode() for value in values]
+    return np.frombuffer(b"".join(pieces), np.uint8), {
+        "dtype": kind,
+        "sizes": [len(piece) for piece in pieces],
+    }
+
+
+def _unpacked(data: pa.Buffer, layout: dict[str, Any]) -> np.ndarray:
+    if layout["dtype"] not in (TEXT, BYTES):
+        return np.frombuffer(data, layout["dtype"]).reshape(layout["shape"])
+    out = np.empty(len(layout["sizes"]), dtype=object)
+    start, view = 0, memoryview(data)
+    for row, size in enumerate(layout["sizes"]):
+        piece = view[start : start + size].tobytes()
+        out[row] = piece if layout["dtype"] == BYTES else piece.decode()
+        start += size
+    return out
+
+
+def _binary(pieces: list[np.ndarray]) -> pa.Array:
+    """Return an Arrow array of binary values; pieces that follow one another in memory are not copied."""
+    ends = np.cumsum([0, *(piece.size for piece in pieces)], dtype=np.int64)
+    first = pieces[0].__array_interface__["data"][0]
+    filled = [(piece, end) for piece, end in zip(pieces, ends.tolist(), strict=False) if piece.size]
+    if all(piece.__array_interface__["data"][0] == first + end for piece, end in filled):
+        buffer = pa.foreign_buffer(first, int(ends[-1]), base=pieces)
+    else:
+        buffer = pa.py_buffer(np.concatenate(pieces))
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(pieces), [None, pa.py_buffer(ends), buffer]
+    )
+
+
+def _buffers(column: pa.ChunkedArray) -> list[pa.Buffer]:
+    """Return each value of a binary column as a view: Arrow's scalars would be copies."""
+    found: list[pa.Buffer] = []
+    for chunk in column.chunks if pa.types.is_large_binary(column.type) else ():
+        _, offsets, data = chunk.buffers()
+        data = data or pa.py_buffer(b"")
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        found += [data.slice(start, end - start) for start, end in pairwise(ends)]
+    return found
+
+
+def _users_error(error: BaseException) -> BaseException:
+    """Return the error of ours that a read task raised, where there is one in the chain."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, VoxrayError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error

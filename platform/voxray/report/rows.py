@@ -7,7 +7,7 @@ import numpy as np
 
 from voxray.config.errors import InputError
 from voxray.data.manifest import load_manifest
-from voxray.data.shards import ShardReader, open_shard
+from voxray.data.reader import ShardReader
 
 Take = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
@@ -18,7 +18,7 @@ def open_rows(dataset: Path, split: str) -> Take:
     Raises InputError when the dataset cannot be read or, at the call, lacks a sample.
     """
     manifest = load_manifest(dataset)
-    readers = [open_shard(dataset / shard.file) for shard in manifest.shards_of(split)]
+    readers = [ShardReader(dataset / shard.file, shard) for shard in manifest.shards_of(split)]
     name = manifest.schema.sample_id
     place: dict[str, tuple[ShardReader, int]] = {}
     for reader in readers:

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from voxray.core.batch import Columns, EpochRequest
-from voxray.data.order import EpochOrder, batch_places, num_batches
+from voxray.data.order import EpochOrder, worker_slots
+from voxray.data.selection import Selection
 
 
 class ArraySource:
@@ -21,15 +22,25 @@ class ArraySource:
         """Rows of the split; 0 where there is no such split."""
         return len(self._splits[split]["sample_id"]) if split in self._splits else 0
 
+    def num_batches(self, request: EpochRequest) -> int:
+        """Return the number of global batches of an epoch."""
+        return self._order(request).num_batches
+
     def batches(self, request: EpochRequest) -> Iterator[Columns]:
         """Yield this worker's slice of each global batch."""
-        columns = self._splits[request.split]
-        num_rows = self.num_rows(request.split)
-        order = EpochOrder(
-            (num_rows,), request.seed, request.stage, request.epoch, request.shuffle, group_rows=num_rows
-        )
-        for batch in range(request.start_batch, num_batches(num_rows, request.batch_size)):
-            start, stop = batch_places(batch, request.batch_size, num_rows, self._rank, self._world_size)
+        order = self._order(request)
+        for batch in range(request.start_batch, order.num_batches):
+            first, last = order.bounds(batch)
+            start, stop = worker_slots(last - first, self._rank, self._world_size)
             assert stop > start, "an ArraySource has no padding: use batches of at least world_size rows"
-            chosen = {name: values[order.rows(start, stop)] for name, values in columns.items()}
-            yield {**chosen, "valid": np.ones(stop - start, bool), "position": np.arange(start, stop)}
+            rows = order.batch_rows(batch)[start:stop]
+            chosen = {name: values[rows] for name, values in self._splits[request.split].items()}
+            yield {
+                **chosen,
+                "valid": np.ones(stop - start, bool),
+                "position": np.arange(first + start, first + stop),
+            }
+
+    def _order(self, request: EpochRequest) -> EpochOrder:
+        num_rows = self.num_rows(request.split)
+        return EpochOrder(Selection([num_rows], request.rules), request, span_rows=max(1, num_rows))

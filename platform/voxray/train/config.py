@@ -11,8 +11,10 @@ class TrainingConfig(Section, frozen=True):
     """How one stage is trained. `batch_size` is the rows of one micro-batch over ALL workers."""
 
     batch_size: int = Field(default=32, ge=1, description="rows of one micro-batch over all workers")
-    epochs: int = Field(default=10, ge=1)
-    max_steps: int | None = Field(default=None, ge=1, description="stop the stage after this many updates")
+    epochs: int = Field(default=10, ge=1, description="passes over the training rows, unless steps is set")
+    steps: int | None = Field(
+        default=None, ge=1, description="updates of the stage, over as many epochs as they take"
+    )
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"

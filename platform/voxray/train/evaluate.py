@@ -9,6 +9,8 @@ from voxray.core.batch import BatchSource, EpochRequest
 from voxray.core.evaluation import Evaluation, merge
 from voxray.core.run_config import Stage
 from voxray.core.task import Task
+from voxray.data.source import batch_rules
+from voxray.train.device import on_device
 
 
 @torch.inference_mode()
@@ -17,11 +19,10 @@ def evaluate_split(
 ) -> Evaluation:
     """Return the merged evaluation of every row of `split`, the same on every worker. No augmentation."""
     model.eval()
-    request = EpochRequest(split, stage.training.batch_size, seed=0, shuffle=False)
-    parts = [
-        task.evaluate(model, task.collate(columns).to(device), stage) for columns in source.batches(request)
-    ]
-    return merge(parts)
+    rules = batch_rules(task.config.data, training=False)
+    request = EpochRequest(split, stage.training.batch_size, seed=0, shuffle=False, rules=rules)
+    collated = (task.collate(columns) for columns in source.batches(request))
+    return merge([task.evaluate(model, batch, stage) for batch in on_device(collated, device)])
 
 
 def summarize_split(

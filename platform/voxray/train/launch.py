@@ -17,7 +17,8 @@ from voxray.core.registry import task_class
 from voxray.core.run_config import RunConfig
 from voxray.data.dataset import ensure_dataset
 from voxray.data.manifest import load_manifest
-from voxray.data.order import num_batches
+from voxray.data.source import batch_rules, open_source
+from voxray.train.length import planned_updates
 from voxray.train.progress import follow
 from voxray.train.run_folder import RunFolder, differences
 
@@ -109,19 +110,18 @@ def plan(config: RunConfig) -> Plan:
     import torch
 
     check_monitor(config)
-    manifest = load_manifest(ensure_dataset(config))
+    dataset = ensure_dataset(config)
+    manifest = load_manifest(dataset)
     task = task_class(config.task)(config, manifest.statistics, manifest.schema)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in task.build_model().parameters())
-    rows = {
-        split: manifest.counts[split].rows if split in manifest.counts else 0 for split in ("train", "val")
-    }
-    updates = 0
-    for stage in config.resolved_stages():
-        training = stage.training
-        per_epoch = -(-num_batches(rows["train"], training.batch_size) // training.accumulate_grad_batches)
-        updates += min(per_epoch * training.epochs, training.max_steps or per_epoch * training.epochs)
-    return Plan(rows["train"], rows["val"], updates, parameters)
+    source = open_source(dataset, config.data)
+    train, val = (
+        source.num_chosen(split, batch_rules(config.data, training=split == "train"))
+        for split in ("train", "val")
+    )
+    updates = sum(planned_updates(source, stage, config) for stage in config.resolved_stages())
+    return Plan(train, val, updates, parameters)
 
 
 def _epochs(config: dict[str, Any]) -> list[Any]:

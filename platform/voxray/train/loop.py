@@ -28,10 +28,11 @@ from voxray.core.losses import LossTerms
 from voxray.core.randomness import key
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
-from voxray.data.order import num_batches
 from voxray.nn.global_batch_norm import GlobalBatchNorm
 from voxray.train import checkpoint
+from voxray.train.device import on_device
 from voxray.train.evaluate import numbers, summarize_split
+from voxray.train.length import ended, planned_updates, training_request
 from voxray.train.optim import build_optimizer, learning_rate, set_learning_rate
 from voxray.train.run_folder import RunFolder
 from voxray.train.state import TrainState
@@ -116,16 +117,13 @@ def run_stage(loop: Fit, state: TrainState, stage: Stage) -> None:
     if state.optimizer is None:
         state.optimizer = build_optimizer(state.model, training)
     module = wrap(LossModule(loop.task, state.model), loop.device)
-    per_epoch = math.ceil(
-        num_batches(loop.source.num_rows("train"), training.batch_size) / training.accumulate_grad_batches
-    )
-    planned = min(per_epoch * training.epochs, training.max_steps or math.inf)
-    while state.epoch < training.epochs and not state.stage_ended:
-        train_metrics = train_epoch(loop, state, stage, module, int(planned))
+    planned = planned_updates(loop.source, stage, loop.config)
+    while not ended(state, training):
+        train_metrics = train_epoch(loop, state, stage, module, planned)
         state.epoch += 1
         summary = summarize_split(loop.task, state.model, loop.source, "val", stage, loop.device)
         metrics = {**train_metrics, **summary}
-        end_epoch(loop, state, stage, metrics, planned)
+        end_epoch(loop, state, stage, metrics)
 
 
 def wrap(module: LossModule, device: torch.device) -> nn.Module:
@@ -143,9 +141,7 @@ def train_epoch(
 ) -> dict[str, float]:
     """Make one update per group of micro-batches; return the epoch's mean loss terms."""
     training = stage.training
-    request = EpochRequest(
-        "train", training.batch_size, loop.config.training.seed, stage.index, state.epoch, shuffle=True
-    )
+    request = training_request(loop.config, stage, state.epoch)
     state.model.train()
     meter = Meter()
     epoch_meter = Meter()
@@ -161,8 +157,7 @@ def train_epoch(
             loop.log({"kind": "step", **place(state, stage), **numbers_now, "learning_rate": rate})
             check_finite(numbers_now, state)
             meter = Meter()
-        if training.max_steps is not None and state.stage_step >= training.max_steps:
-            state.stage_ended = True
+        if training.steps is not None and state.stage_step >= training.steps:
             break
     means = {name: value for name, value in epoch_meter.read().items() if name.startswith("train/")}
     check_finite(means, state)
@@ -174,13 +169,11 @@ def updates(loop: Fit, request: EpochRequest, group: int) -> Iterator[tuple[list
     waited.
     """
     augment_key = key(request.seed, "augment", request.stage, request.epoch)
-    batches = (
-        loop.task.augment(loop.task.collate(columns).to(loop.device), augment_key)
-        for columns in loop.source.batches(request)
-    )
+    collated = (loop.task.collate(columns) for columns in loop.source.batches(request))
+    batches = on_device(collated, loop.device)
     while True:
         before = time.monotonic()
-        micro_batches = list(islice(batches, group))
+        micro_batches = [loop.task.augment(batch, augment_key) for batch in islice(batches, group)]
         if not micro_batches:
             return
         yield micro_batches, time.monotonic() - before
@@ -288,9 +281,7 @@ def check_finite(metrics: dict[str, float], state: TrainState) -> None:
             )
 
 
-def end_epoch(
-    loop: Fit, state: TrainState, stage: Stage, metrics: Mapping[str, object], planned: float
-) -> None:
+def end_epoch(loop: Fit, state: TrainState, stage: Stage, metrics: Mapping[str, object]) -> None:
     """Log the epoch, note the monitored value, save, and report."""
     training = stage.training
     value = metrics[training.monitor]
@@ -299,10 +290,9 @@ def end_epoch(
     if training.early_stopping and state.epochs_without_better >= training.patience:
         state.stage_ended = True
     loop.log({"kind": "epoch", **place(state, stage), "epoch": state.epoch - 1, **metrics})
-    ended = state.stage_ended or state.epoch == training.epochs or state.stage_step >= planned
     every = loop.config.checkpoints.save_every_n_epochs
     keep_best = better and loop.config.checkpoints.save_best
-    if collectives.rank() == 0 and (ended or keep_best or state.epoch % every == 0):
+    if collectives.rank() == 0 and (ended(state, training) or keep_best or state.epoch % every == 0):
         save(loop, state, training.monitor if keep_best else None)
     loop.report({"epoch": state.epoch, "step": state.step, **numbers(metrics)})
 

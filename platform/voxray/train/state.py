@@ -25,7 +25,7 @@ class TrainState:
     best: float = math.nan
     best_step: int = 0
     epochs_without_better: int = 0
-    stage_ended: bool = False  # by early stopping or max_steps
+    stage_ended: bool = False  # by early stopping
 
     PLAIN = (
         "stage",

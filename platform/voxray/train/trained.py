@@ -17,6 +17,8 @@ from voxray.core.run_config import RunConfig
 from voxray.core.task import Task
 from voxray.data.dataset import dataset_path
 from voxray.data.local import LocalStream
+from voxray.data.manifest import load_manifest
+from voxray.data.source import batch_rules, open_source
 from voxray.train import checkpoint
 from voxray.train.evaluate import evaluate_split
 from voxray.train.run_folder import RunFolder, plain
@@ -46,8 +48,10 @@ def load(run_dir: Path) -> Trained:
     chosen = checkpoint.best(run.checkpoints) or checkpoint.newest(run.checkpoints, print)
     if chosen is None:
         raise InputError(f"{run_dir} holds no checkpoint; train it first with `voxray train`")
-    source = LocalStream(dataset_path(config))
-    task = task_class(config.task)(config, source.manifest.statistics, source.manifest.schema)
+    dataset = dataset_path(config)
+    manifest = load_manifest(dataset)
+    task = task_class(config.task)(config, manifest.statistics, manifest.schema)
+    source = open_source(dataset, config.data, stages=task.read_stages())
     model = task.build_model()
     weights, _ = checkpoint.load(chosen)
     model.load_state_dict(weights)
@@ -77,7 +81,7 @@ def evaluate_run(trained: Trained, split: str, with_floor: bool) -> dict[str, An
             row["floor"] = reference["auroc"] if "auroc" in reference else reference["value"]
     result = {
         "split": split,
-        "dataset": str(source.dataset.resolve()),
+        "dataset": source.store.location,
         "checkpoint": trained.checkpoint.name,
         "num_rows": len(merged.rows.sample_id),
         "num_groups": len(set(merged.rows.group_id)),
@@ -104,8 +108,10 @@ def _with_intervals(
 def _floor(trained: Trained, split: str, merged: Evaluation) -> Evaluation:
     """Return the evaluation that the linear floor's scores get on the same rows."""
     assert merged.rows is not None
-    held_out = trained.source.read_split(split)
-    scores = trained.task.floor(trained.source.read_split("train"), held_out)
+    rules = trained.config.data
+    held_out = trained.source.read_split(split, batch_rules(rules, training=False))
+    train = trained.source.read_split("train", batch_rules(rules, training=False))
+    scores = trained.task.floor(train, held_out)
     order = np.argsort(held_out["sample_id"].astype(str), kind="stable")
     assert [str(name) for name in held_out["sample_id"][order]] == merged.rows.sample_id
     rows = type(merged.rows)(

@@ -11,8 +11,8 @@ from voxray.core import collectives
 from voxray.core.registry import config_class, task_class
 from voxray.core.run_config import RunConfig
 from voxray.data.dataset import dataset_path
-from voxray.data.local import LocalStream
-from voxray.data.stream import RayStream
+from voxray.data.manifest import load_manifest
+from voxray.data.source import batch_rules, open_source
 from voxray.train.loop import Report, fit
 from voxray.train.run_folder import RunFolder
 
@@ -26,12 +26,20 @@ def train_here(config: RunConfig, run_dir: Path, report: Report) -> None:
     if device.type == "cpu":
         torch.set_num_threads(config.scale.threads_per_worker)
     dataset = dataset_path(config)
-    transport = RayStream if config.data.transport == "stream" else LocalStream
-    source = transport(dataset, config.data, collectives.rank(), collectives.world_size())
-    task = task_class(config.task)(config, source.manifest.statistics, source.manifest.schema)
-    if source.num_rows("train") == 0:
-        raise RunError(f"dataset {dataset} has no training rows")
-    fit(task, source, config, RunFolder(run_dir), report, device)
+    manifest = load_manifest(dataset)
+    task = task_class(config.task)(config, manifest.statistics, manifest.schema)
+    run = RunFolder(run_dir)
+    source = open_source(
+        dataset,
+        config.data,
+        collectives.rank(),
+        collectives.world_size(),
+        task.read_stages(),
+        on_fault=lambda text: run.log({"kind": "note", "rank": collectives.rank(), "text": text}),
+    )
+    if source.num_chosen("train", batch_rules(config.data, training=True)) == 0:
+        raise RunError(f"dataset {dataset} has no training rows, or data.filter leaves none")
+    fit(task, source, config, run, report, device)
 
 
 def run_worker(payload: dict[str, Any]) -> None:

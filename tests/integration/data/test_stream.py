@@ -1,34 +1,175 @@
-"""Through Ray Data come the rows that a local read gives, in the same order, bit for bit."""
+"""Through Ray Data come the rows that a local read gives, in the same order, bit for bit, whatever dies."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from voxray.core.batch import EpochRequest
+from voxray.config.errors import RunError
+from voxray.core.batch import BatchRules, EpochRequest
+from voxray.core.schema import BYTES, TEXT, Column, Schema
+from voxray.core.task import ReadStage
 from voxray.data.config import DataConfig
 from voxray.data.local import LocalStream
+from voxray.data.reader import ShardError
+from voxray.data.source import open_source
 from voxray.data.stream import RayStream
 from voxray.testing.datasets import write_dataset
-from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
+from voxray.testing.read_stages import mean_of_x, slow
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+SCHEMA = Schema(
+    {
+        "sample_id": Column(TEXT),
+        "session": Column(TEXT),
+        "neural": Column("float32", (None, 3), ragged=True),
+        "image": Column(BYTES),
+        "x": Column("float32", (50, 4)),
+        "block": Column("int16"),
+    },
+    group="session",
+)
 
-@pytest.mark.parametrize(("rank", "world_size", "start"), [(0, 1, 0), (0, 1, 3), (1, 3, 0)])
-def test_ray_data_delivers_what_a_local_read_does(tmp_path, rank, world_size, start):
-    rows = {"train": tiny_rows(201, 1)}
-    dataset = write_dataset(tmp_path / "d", Tiny(TinyConfig()).schema(), rows, rows_per_shard=60)
-    config = DataConfig(window_mb=0.003, shuffle_mb=0.005)
-    request = EpochRequest("train", 20, seed=5, epoch=2, start_batch=start)
-    local, through_ray = (
-        [
-            {name: values.copy() for name, values in batch.items()}
-            for batch in stream(dataset, config, rank, world_size).batches(request)
-        ]
-        for stream in (LocalStream, RayStream)
-    )
-    assert len(local) == len(through_ray) == 11 - start
-    for ours, theirs in zip(local, through_ray, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, values in ours.items():
-            np.testing.assert_array_equal(theirs[name], values)
-            assert theirs[name].dtype == values.dtype, name
+
+def rows_of(num, seed=0):
+    rng = np.random.default_rng(seed)
+    neural, images = np.empty(num, object), np.empty(num, object)
+    for row in range(num):
+        neural[row] = rng.standard_normal((int(rng.integers(0, 30)), 3), dtype=np.float32)
+        images[row] = bytes([row % 256] * (row % 5))
+    return {
+        "sample_id": np.array([f"t{i}é" for i in range(num)], object),
+        "session": np.array([f"s{i // 13}" for i in range(num)], object),
+        "neural": neural,
+        "image": images,
+        "x": rng.standard_normal((num, 50, 4), dtype=np.float32),
+        "block": np.arange(num, dtype=np.int16),
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", SCHEMA, {"train": rows_of(201)}, 60)
+
+
+def copies(batches):
+    return [{name: values.copy() for name, values in batch.items()} for batch in batches]
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        for name, values in mine.items():
+            np.testing.assert_array_equal(other[name], values)
+            assert other[name].dtype == values.dtype, name
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size", "start", "rules"),
+    [
+        (0, 1, 0, BatchRules()),
+        (0, 1, 3, BatchRules(filters=("block != 5",), last_batch="pad")),
+        (1, 3, 0, BatchRules(group_by="session", groups_per_batch=4, bucket_by="neural")),
+        (1, 2, 1, BatchRules(with_replacement=True, weights="block")),
+    ],
+)
+def test_the_transports_agree_bit_for_bit(dataset, tmp_path, rank, world_size, start, rules):
+    request = EpochRequest("train", 20, seed=5, epoch=2, start_batch=start, rules=rules)
+    stages = [ReadStage("mean", mean_of_x)]
+    common = {"window_mb": 0.06, "shuffle_mb": 0.1, "cache_dir": str(tmp_path / "cache")}
+    delivered = {
+        transport: copies(
+            open_source(dataset, DataConfig(transport=transport, **common), rank, world_size, stages).batches(
+                request
+            )
+        )
+        for transport in ("local", "cache", "stream")
+    }
+    assert len(delivered["local"]) >= 8 - start
+    assert "mean" in delivered["local"][0]
+    same(delivered["local"], delivered["cache"])
+    same(delivered["local"], delivered["stream"])
+
+
+def test_a_window_without_stages_is_delivered_from_the_object_stores_memory(dataset):
+    """Each array's address lies in the mapping of Ray's shared memory, as the kernel lists it."""
+    batch = next(iter(RayStream(dataset, DataConfig()).batches(EpochRequest("train", 64, 1))))
+    address = batch["x"].__array_interface__["data"][0]
+    (line,) = [
+        line
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if (bounds := [int(part, 16) for part in line.split()[0].split("-")])[0] <= address < bounds[1]
+    ]
+    assert "plasma" in line
+
+
+def test_a_damaged_shard_is_named_through_the_read_task(tmp_path):
+    own = write_dataset(tmp_path / "d", SCHEMA, {"train": rows_of(90)}, 30)
+    shard = own / "shards" / "train-00001.arrow"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    request = EpochRequest("train", 16, 1)
+    with pytest.raises(ShardError, match=r"train-00001\.arrow' is damaged in rows 0 to 29"):
+        list(RayStream(own, DataConfig()).batches(request))
+    told = []
+    stream = RayStream(own, DataConfig(on_error="quarantine", window_mb=0.02), on_fault=told.append)
+    batches = copies(stream.batches(request))
+    same(batches, copies(LocalStream(own, DataConfig(on_error="quarantine")).batches(request)))
+    assert sum(int(batch["valid"].sum()) for batch in batches) == 60
+    assert len(told) == 1
+
+
+def test_a_stage_that_workers_cannot_import_ends_the_run(dataset):
+    """Ray Data would try such a task for ever."""
+    stream = RayStream(dataset, DataConfig(), stages=[ReadStage("mine", rows_of)])
+    with pytest.raises(RunError, match="cannot import what the batches need"):
+        list(stream.batches(EpochRequest("train", 64, 1)))
+
+
+def readers():
+    """Processes that run a read task now."""
+    import psutil
+
+    return [
+        p.pid
+        for p in psutil.process_iter(["cmdline"])
+        if "ReadVoxrayWindows" in " ".join(p.info["cmdline"] or [])
+    ]
+
+
+@pytest.mark.chaos
+def test_ten_killed_read_tasks_change_nothing(dataset):
+    """Each time a read task runs, its process is killed with SIGKILL, ten times; Ray runs the task again."""
+    request = EpochRequest("train", 4, seed=3)
+    expected = copies(LocalStream(dataset, DataConfig(shuffle_mb=0.1)).batches(request))
+    killed = []
+    stop = threading.Event()
+
+    def kill():
+        while not stop.is_set() and len(killed) < 10:
+            running = readers()
+            if running:
+                os.kill(running[0], signal.SIGKILL)
+                killed.append(running[0])
+            time.sleep(0.3)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        stream = RayStream(
+            dataset, DataConfig(shuffle_mb=0.1, window_mb=0.004), stages=[ReadStage("slow", slow)]
+        )
+        delivered = copies(stream.batches(replace(request)))
+    finally:
+        stop.set()
+        killer.join()
+    assert len(killed) == 10
+    same(expected, delivered)

@@ -61,7 +61,7 @@ def test_it_learns_and_logs_what_it_did(tmp_path):
 
 
 def test_first_sgd_step_is_the_gradient_of_the_masked_mean(tmp_path):
-    plain = config(optimizer="sgd", epochs=1, max_steps=1, weight_decay=0.0, warmup_fraction=0.0)
+    plain = config(optimizer="sgd", epochs=1, steps=1, weight_decay=0.0, warmup_fraction=0.0)
     run = train(tmp_path, plain)
     torch.manual_seed(0)
     task = Tiny(plain)
@@ -188,8 +188,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
         assert all(torch.isfinite(v).all() for v in load_file(saved / "model.safetensors").values())
 
 
-def test_max_steps_counts_updates(tmp_path):
-    run = train(tmp_path, config(max_steps=7, epochs=10))
+def test_steps_counts_updates(tmp_path):
+    run = train(tmp_path, config(steps=7, epochs=10))
     assert [r["step"] for r in run.records() if r["kind"] == "step"] == list(range(1, 8))
 
 

@@ -1,0 +1,96 @@
+"""Where a dataset lies: a local folder, or a URL that pyarrow.fs or fsspec knows (s3, gs, http, memory …)."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from voxray.config.errors import InputError
+
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+_CHUNK_BYTES = 8 << 20
+# What a file system raises for a file that is not there or cannot be read now: some of fsspec's wrap others.
+READ_ERRORS = (OSError, pa.ArrowInvalid, KeyError, ValueError)
+
+
+def is_url(location: str) -> bool:
+    """Whether a dataset's location is a URL and not a local path."""
+    return bool(_URL.match(location)) and not location.startswith("file://")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A dataset's files by their names relative to its folder."""
+
+    location: str
+
+    @classmethod
+    def of(cls, dataset: "str | Path | Store") -> "Store":
+        """Return the store of a dataset's folder or URL."""
+        if isinstance(dataset, Store):
+            return dataset
+        return cls(str(dataset).removeprefix("file://").rstrip("/") or "/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files can be memory-mapped where they are."""
+        return not is_url(self.location)
+
+    def describe(self, file: str) -> str:
+        """Return a file's full name, for messages."""
+        return f"{self.location}/{file}"
+
+    def path(self, file: str) -> Path:
+        """Return a file's local path; only where `is_local`."""
+        assert self.is_local, f"{self.location} is not local"
+        return Path(self.location, file)
+
+    def read(self, file: str) -> bytes:
+        """Return a small file's bytes. Raises InputError when it is missing or cannot be read."""
+        try:
+            if self.is_local:
+                return self.path(file).read_bytes()
+            system, root = open_filesystem(self.location)
+            with system.open_input_stream(f"{root}/{file}") as stream:
+                return stream.read()
+        except READ_ERRORS as error:
+            raise InputError(
+                f"'{self.describe(file)}' cannot be read: {_reason(error)}; prepare the dataset again, "
+                "or mend its path"
+            ) from error
+
+    def download(self, file: str, to: Path) -> None:
+        """Copy a file to a local path in pieces. Raises OSError and what else the file system raises."""
+        system, root = open_filesystem(self.location)
+        with system.open_input_stream(f"{root}/{file}") as stream, to.open("wb") as out:
+            while piece := stream.read(_CHUNK_BYTES):
+                out.write(piece)
+
+
+@lru_cache(maxsize=16)
+def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a URL and the dataset's path in it; fsspec where pyarrow knows no scheme.
+
+    Raises InputError for a scheme that neither knows, or whose library is not installed.
+    """
+    try:
+        return fs.FileSystem.from_uri(location)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    try:
+        import fsspec
+
+        system, path = fsspec.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"data.path: '{location}' cannot be opened: {_reason(error)}; give a folder or another URL"
+        ) from error
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), path
+
+
+def _reason(error: BaseException) -> str:
+    strerror = getattr(error, "strerror", None)
+    return strerror or (str(error).splitlines() or [type(error).__name__])[0]

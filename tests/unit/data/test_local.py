@@ -1,0 +1,254 @@
+"""Batches from mapped shards: slices, resume, padding, ragged rows, reused memory, threads, faults."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voxray.config.errors import InputError
+from voxray.core.batch import BatchRules, EpochRequest
+from voxray.core.schema import BYTES, TEXT, Column, Schema
+from voxray.core.task import ReadStage
+from voxray.data import local
+from voxray.data.config import DataConfig
+from voxray.data.local import LocalStream, ahead
+from voxray.data.reader import ShardError
+from voxray.testing.datasets import write_dataset
+from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
+
+TRIALS = Schema(
+    {
+        "sample_id": Column(TEXT),
+        "session": Column(TEXT),
+        "neural": Column("float32", (None, 3), ragged=True),
+        "image": Column(BYTES),
+        "block": Column("int16"),
+    },
+    group="session",
+)
+
+
+def trial_rows(num, seed=0):
+    rng = np.random.default_rng(seed)
+    neural = np.empty(num, object)
+    images = np.empty(num, object)
+    for row in range(num):
+        neural[row] = rng.standard_normal((int(rng.integers(0, 30)), 3), dtype=np.float32)
+        images[row] = bytes([row % 256] * (row % 5))
+    names = np.array([f"t{i}" for i in range(num)], object)
+    sessions = np.array([f"s{i // 13}" for i in range(num)], object)
+    blocks = np.arange(num, dtype=np.int16)
+    return {"sample_id": names, "session": sessions, "neural": neural, "image": images, "block": blocks}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    rows = {"train": tiny_rows(101, 1), "val": tiny_rows(13, 2)}
+    return write_dataset(tmp_path_factory.mktemp("data") / "tiny", Tiny(TinyConfig()).schema(), rows, 40)
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "trials", TRIALS, {"train": trial_rows(101)}, 30)
+
+
+def copies(batches):
+    """Keep batches whose arrays are used again."""
+    return [{name: values.copy() for name, values in batch.items()} for batch in batches]
+
+
+def epoch_of(dataset, request, rank=0, world_size=1, window_mb=0.001, **values):
+    config = DataConfig(window_mb=window_mb, shuffle_mb=0.003, **values)
+    return copies(LocalStream(dataset, config, rank, world_size).batches(request))
+
+
+rules_of_batches = st.builds(
+    BatchRules,
+    filters=st.sampled_from([(), ("block > 7",)]),
+    group_by=st.sampled_from(["", "session"]),
+    groups_per_batch=st.integers(1, 4),
+    bucket_by=st.sampled_from(["", "neural"]),
+    last_batch=st.sampled_from(["keep", "pad", "drop"]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch_size=st.integers(1, 60),
+    world_size=st.sampled_from([1, 2, 3, 4, 8]),
+    seed=st.integers(0, 99),
+    rules=rules_of_batches,
+)
+def test_workers_slices_make_the_global_batch(trials, batch_size, world_size, seed, rules):
+    request = EpochRequest("train", batch_size, seed, rules=rules)
+    order = LocalStream(trials, DataConfig(shuffle_mb=0.003)).order(request)
+    parts = [epoch_of(trials, request, rank, world_size) for rank in range(world_size)]
+    for batch in range(order.num_batches):
+        mine = [part[batch] for part in parts]
+        joined = [int(row) for own in mine for row in own["block"][own["valid"]]]
+        assert joined == order.batch_rows(batch).tolist()
+        places = [int(place) for own in mine for place in own["position"][own["valid"]]]
+        assert places == list(range(*order.bounds(batch)))
+        assert all(len(own["valid"]) for own in mine)
+        if rules.last_batch == "pad" and batch_size >= world_size:
+            assert sum(len(own["valid"]) for own in mine) == batch_size
+    assert {len(part) for part in parts} == {order.num_batches}
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 99), rules=rules_of_batches, data=st.data())
+def test_resume_at_any_batch_gives_the_tail(trials, seed, rules, data):
+    request = EpochRequest("train", 8, seed, rules=rules)
+    whole = epoch_of(trials, request)
+    start = data.draw(st.integers(0, len(whole)))
+    tail = epoch_of(trials, replace(request, start_batch=start))
+    assert len(tail) == len(whole) - start
+    for ours, theirs in zip(tail, whole[start:], strict=True):
+        for name, values in theirs.items():
+            np.testing.assert_array_equal(ours[name], values)
+
+
+def test_rows_are_the_ones_that_were_written(dataset):
+    written = tiny_rows(101, 1)
+    by_name = dict(zip(written["sample_id"], range(101), strict=True))
+    seen = []
+    for batch in epoch_of(dataset, EpochRequest("train", 16, 1)):
+        rows = [by_name[name] for name in batch["sample_id"]]
+        seen += rows
+        np.testing.assert_array_equal(batch["x"], written["x"][rows])
+        np.testing.assert_array_equal(batch["y"], written["y"][rows])
+    assert sorted(seen) == list(range(101))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ragged_rows_are_padded_with_zeros_to_the_longest_of_the_batch(trials, rank):
+    written = trial_rows(101)
+    for batch in epoch_of(trials, EpochRequest("train", 16, 1), rank, 2):
+        rows = batch["block"].tolist()
+        lengths = [len(written["neural"][row]) for row in rows]
+        assert batch["neural"].shape == (len(rows), max(lengths), 3)
+        assert batch["neural.length"].tolist() == lengths
+        for values, row, length in zip(batch["neural"], rows, lengths, strict=True):
+            np.testing.assert_array_equal(values[:length], written["neural"][row])
+            assert not values[length:].any()
+        assert list(batch["image"]) == [written["image"][row] for row in rows]
+
+
+def test_a_split_that_fits_in_memory_is_read_whole(trials):
+    whole = LocalStream(trials).read_split("train", BatchRules(filters=("block < 9",), bucket_by="neural"))
+    assert whole["block"].tolist() == list(range(9))
+    assert whole["neural"].shape[1] == whole["neural.length"].max()
+    assert LocalStream(trials).num_chosen("train", BatchRules(filters=("block < 9",))) == 9
+    assert LocalStream(trials).num_chosen("test", BatchRules()) == 0
+
+
+def test_a_worker_without_rows_gets_one_that_does_not_count(dataset):
+    batches = epoch_of(dataset, EpochRequest("val", 13, 0, shuffle=False), rank=0, world_size=16)
+    assert [len(b["valid"]) for b in batches] == [1]
+    assert not batches[0]["valid"].any()
+
+
+def double_block(columns):
+    return {**columns, "block": columns["block"] * 2}
+
+
+def test_read_stages_run_on_each_batch(trials):
+    request = EpochRequest("train", 16, 1)
+    config = DataConfig(shuffle_mb=0.003, read_threads=3)
+    staged = LocalStream(trials, config, stages=[ReadStage("double", double_block)])
+    for ours, plain in zip(copies(staged.batches(request)), epoch_of(trials, request), strict=True):
+        np.testing.assert_array_equal(ours["block"], plain["block"] * 2)
+        np.testing.assert_array_equal(ours["neural"], plain["neural"])
+
+
+# --- faults
+
+
+def flip(path, share=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * share)] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def own(tmp_path):
+    return write_dataset(tmp_path / "d", Tiny(TinyConfig()).schema(), {"train": tiny_rows(120, 1)}, 40)
+
+
+def test_a_flipped_bit_is_noticed_before_a_row_is_used(own):
+    flip(own / "shards" / "train-00001.arrow")
+    with pytest.raises(ShardError, match=r"train-00001\.arrow' is damaged in rows 0 to 39"):
+        epoch_of(own, EpochRequest("train", 16, 1))
+
+
+def test_a_shard_that_vanished_is_named(own):
+    (own / "shards" / "train-00002.arrow").unlink()
+    with pytest.raises(ShardError, match=r"train-00002\.arrow' is missing"):
+        epoch_of(own, EpochRequest("train", 16, 1))
+
+
+def test_a_damaged_index_is_named(own):
+    flip(own / "index" / "train-00000.arrow")
+    with pytest.raises(InputError, match=r"index/train-00000\.arrow' is damaged"):
+        epoch_of(own, EpochRequest("train", 16, 1, rules=BatchRules(filters=("group != 'x'",))))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_quarantine_leaves_the_damaged_rows_out_and_the_order_as_it_was(own, gone):
+    request = EpochRequest("train", 16, 1)
+    whole = epoch_of(own, request)
+    shard = own / "shards" / "train-00001.arrow"
+    shard.unlink() if gone else flip(shard)
+    lost = set(tiny_rows(120, 1)["sample_id"][40:80])
+    told = []
+    stream = LocalStream(own, DataConfig(shuffle_mb=0.003, on_error="quarantine"), on_fault=told.append)
+    for start in (0, 3):  # from the beginning, and resumed
+        batches = copies(stream.batches(replace(request, start_batch=start)))
+        assert len(batches) == len(whole) - start
+        for ours, theirs in zip(batches, whole[start:], strict=True):
+            np.testing.assert_array_equal(ours["position"], theirs["position"])
+            for row, name in enumerate(theirs["sample_id"]):
+                assert bool(ours["valid"][row]) == (name not in lost)
+                np.testing.assert_array_equal(ours["x"][row], theirs["x"][row] * (name not in lost))
+    assert len(told) == 1
+    assert "train-00001.arrow" in told[0]
+    assert "left out" in told[0]
+
+
+# --- the threads ahead
+
+
+def test_the_threads_ahead_pass_errors_on_and_end_when_the_caller_stops():
+    def item(index):
+        if index == 2:
+            raise ValueError("broken")
+        return index
+
+    made = ahead(item, 5, depth=2, threads=2)
+    assert [next(made), next(made)] == [0, 1]
+    with pytest.raises(ValueError, match="broken"):
+        next(made)
+    before = threading.active_count()
+    endless = ahead(lambda index: index, 10**9, depth=2, threads=1)
+    assert next(endless) == 0
+    endless.close()
+    assert threading.active_count() == before
+
+
+def test_an_item_is_not_begun_while_the_caller_uses_the_one_in_its_buffer():
+    """With depth d, item i + d + 1 shares the buffer of item i in a ring of d + 1."""
+    depth, begun = 2, []
+    for index in ahead(lambda i: begun.append(i) or i, 12, depth, threads=2):
+        assert max(begun) <= index + depth
+
+
+def test_slow_storage_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(local, "SLOW_S", 0.05)
+    import time
+
+    with caplog.at_level("WARNING", logger="voxray"):
+        assert list(ahead(lambda i: time.sleep(0.12) or i, 1, 2, 1)) == [0]
+    assert "the dataset's storage is slow" in caplog.text
