@@ -1,220 +1,144 @@
 """How fast shuffled rows reach a training process: voxray's transports, its peers, the limit.
 
-Run: python benchmarks/ingest.py [--quick] [--json FILE]. One process, all ways in turn, medians over epochs;
-the same rows, dtype and batch size on all sides, each epoch checked. fMRI: 15,724 float32 voxels a row,
-3.0 GB (quick: 0.38 GB), files hot in the page cache.
+Run: python benchmarks/ingest.py [--quick] [--only fmri,trials] [--json FILE], or with --scale for what
+grows: sizes of 1, 4 and 10 GB, a plan over 10⁶ shards, the cost of checking, and the bytes that a remote
+dataset sends.
 
-Peers, as their guides write them: torch DataLoader over HDF5 with 0 and 2 persistent workers
-(https://docs.pytorch.org/docs/stable/data.html), Ray Data `read_parquet` → `iter_torch_batches` with a local
-shuffle buffer (https://docs.ray.io/en/latest/data/shuffling-data.html). The limit gathers the same rows into
-one reused buffer on one thread.
+Five modalities, one after the other (files of up to 22 GB, deleted between): fMRI (15,724 float32 voxels
+and a target of 768), neural trials (up to 1,500 × 512 float32, delivered padded), cubes (30 × 500 × 500
+float32), X-rays (224² uint8) of 3 GB each, and 4,000 X-rays of 1024² as JPEG, decoded to 224². One process;
+all ways take turns, epoch by epoch, each with its files in the page cache; the first epoch is shown apart,
+medians and spreads are of five more (`--quick`: one, of tiny data, and two TorchTrainer workers for fMRI
+alone). On all sides the rows, dtypes and batch sizes are the same, shuffling spans at least as much with
+ours (1 GB) as with a peer that has a buffer, and a sum over rows and values is compared after every epoch.
+Peers run with the settings that their own documentation gives for speed; each of `ingest_parts/peer_*.py`
+says which and where they are written.
+
+GB/epoch is the size of what a way reads, once per epoch; CPU time is that of the whole process tree.
 """
 
 import argparse
+import importlib
 import json
+import logging
+import os
 import shutil
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import h5py
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from torch.utils.data import DataLoader, Dataset
+from ingest_parts import ours, tables
+from ingest_parts.measure import EpochCost, Way, expected_sum, measure, size_of
+from ingest_parts.modalities import Modality, modalities, write_jpegs
 
 from voxray.cluster.connect import connect
-from voxray.core.batch import EpochRequest
-from voxray.core.schema import Column, Schema
-from voxray.data.config import DataConfig
-from voxray.data.local import LocalStream
-from voxray.data.order import EpochOrder
-from voxray.data.shards import open_shard
-from voxray.testing.datasets import write_dataset
 
-NUM_VOXELS = 15_724
-BATCH = 64
-ROWS_PER_SHARD = 2_000  # 126 MB
-WAYS = Callable[
-    [int], Iterator[np.ndarray]
-]  # epoch → each batch's row numbers, after its voxels were touched
-
-
-class Hdf5Rows(Dataset):
-    """Rows of an HDF5 file, opened once per worker."""
-
-    def __init__(self, file: Path, num_rows: int) -> None:
-        self.file, self.num_rows, self.handle = file, num_rows, None
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
-        if self.handle is None:
-            self.handle = h5py.File(self.file, "r")
-        return index, torch.from_numpy(self.handle["x"][index])
-
-
-def write_all(folder: Path, num_rows: int) -> None:
-    """Write the same rows as shards, HDF5 and Parquet (row groups of 500, uncompressed)."""
-    rng = np.random.default_rng(0)
-    voxels = rng.standard_normal((num_rows, NUM_VOXELS), dtype=np.float32)
-    numbers = np.arange(num_rows, dtype=np.int64)
-    names = np.array([f"row{i}" for i in range(num_rows)], dtype=object)
-    columns = {"sample_id": Column("text"), "number": Column("int64"), "x": Column("float32", (NUM_VOXELS,))}
-    schema = Schema(columns, group="sample_id")
-    rows = {"train": {"sample_id": names, "number": numbers, "x": voxels}}
-    write_dataset(folder / "shards", schema, rows, ROWS_PER_SHARD)
-    with h5py.File(folder / "rows.h5", "w") as file:
-        file.create_dataset("x", data=voxels)
-    (folder / "parquet").mkdir()
-    for start in range(0, num_rows, ROWS_PER_SHARD):
-        part = voxels[start : start + ROWS_PER_SHARD]
-        tensor = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), NUM_VOXELS)
-        table = pa.table({"number": numbers[start : start + ROWS_PER_SHARD], "x": tensor})
-        file = folder / "parquet" / f"{start:08d}.parquet"
-        pq.write_table(table, file, row_group_size=500, compression="none")
-
-
-def voxray_way(stream: LocalStream) -> WAYS:
-    """Return voxray's batches."""
-
-    def epoch(number: int) -> Iterator[np.ndarray]:
-        for batch in stream.batches(EpochRequest("train", BATCH, seed=1, epoch=number)):
-            torch.from_numpy(np.require(batch["x"], requirements="W"))
-            yield batch["number"]
-
-    return epoch
-
-
-def loader_way(file: Path, num_rows: int, num_workers: int) -> WAYS:
-    """Return a DataLoader over HDF5."""
-    loader = DataLoader(
-        Hdf5Rows(file, num_rows),
-        batch_size=BATCH,
-        shuffle=True,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        prefetch_factor=4 if num_workers else None,
-    )
-
-    def epoch(number: int) -> Iterator[np.ndarray]:
-        torch.manual_seed(number)
-        for numbers, _ in loader:
-            yield numbers.numpy()
-
-    return epoch
-
-
-def ray_guide_way(folder: Path) -> WAYS:
-    """Return Ray Data as its guide writes it."""
-    import ray.data
-
-    def epoch(number: int) -> Iterator[np.ndarray]:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = ray.data.read_parquet(str(folder))
-        for batch in rows.iter_torch_batches(
-            batch_size=BATCH, prefetch_batches=2, local_shuffle_buffer_size=1000, local_shuffle_seed=number
-        ):
-            yield batch["number"].numpy()
-
-    return epoch
-
-
-def limit_way(folder: Path, num_rows: int) -> WAYS:
-    """Return a gather of the same rows, in the same order, into one reused buffer on one thread."""
-    files = sorted((folder / "shards").glob("*.arrow"))
-    views = [view for file in files for view in open_shard(file)._views["x"]]
-    sizes = tuple(len(view) for view in views)
-    starts = np.cumsum([0, *sizes])
-    buffer = np.empty((BATCH, NUM_VOXELS), np.float32)
-
-    def epoch(number: int) -> Iterator[np.ndarray]:
-        order = EpochOrder(sizes, 1, 0, number, True, num_rows)
-        for start in range(0, num_rows, BATCH):
-            rows = order.rows(start, min(start + BATCH, num_rows))
-            of_view = np.searchsorted(starts, rows, side="right") - 1
-            for place, (row, view) in enumerate(zip(rows, of_view, strict=True)):
-                buffer[place] = views[view][row - starts[view]]
-            yield rows
-
-    return epoch
-
-
-def measure(way: WAYS, epoch: int, num_rows: int) -> tuple[float, float]:
-    """Return (rows/s of a whole epoch, seconds to the first batch); the epoch's rows are checked."""
-    before = time.perf_counter()
-    first = 0.0
-    total = count = 0
-    for numbers in way(epoch):
-        first = first or time.perf_counter() - before
-        total += int(numbers.sum())
-        count += len(numbers)
-    seconds = time.perf_counter() - before
-    assert (count, total) == (num_rows, num_rows * (num_rows - 1) // 2), "an epoch is not each row once"
-    return num_rows / seconds, first
+PEERS = {
+    "peer_torch": "torch",
+    "peer_ray": "ray[data]",
+    "peer_mosaic": "mosaicml-streaming",
+    "peer_litdata": "litdata",
+    "peer_webdataset": "webdataset",
+}
+EPOCHS, QUICK_EPOCHS = 5, 1
 
 
 def main() -> None:
-    """Measure all ways in turn, print a table, write records."""
-    from voxray.data.stream import RayStream
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="6,000 rows and 3 epochs")
-    parser.add_argument("--json", type=Path)
+    """Measure what was asked for, print tables, write records."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny data, one epoch after the first")
+    parser.add_argument("--only", default="", help="modalities, e.g. fmri,trials")
+    parser.add_argument("--scale", action="store_true", help="measure what grows with the data instead")
+    parser.add_argument("--json", type=Path, help="write records there")
     options = parser.parse_args()
-    num_rows, epochs = (6_000, 3) if options.quick else (48_000, 5)
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "The given (NumPy array|buffer) is not writable")
     folder = Path(tempfile.mkdtemp(prefix="ingest"))
+    os.environ["XDG_CACHE_HOME"] = str(folder / "user-cache")  # marks of checked windows go there
     try:
-        write_all(folder, num_rows)
-        config = DataConfig()
         with connect():
-            ways = {
-                "limit": limit_way(folder / "shards", num_rows),
-                "voxray local": voxray_way(LocalStream(folder / "shards", config)),
-                "voxray stream": voxray_way(RayStream(folder / "shards", config)),
-                "DataLoader HDF5, 0 workers": loader_way(folder / "rows.h5", num_rows, 0),
-                "DataLoader HDF5, 2 workers": loader_way(folder / "rows.h5", num_rows, 2),
-                "Ray Data guide": ray_guide_way(folder / "parquet"),
-            }
-            seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-            for epoch in range(epochs + 1):
-                for name, way in ways.items():
-                    seen[name].append(measure(way, epoch, num_rows))
+            import ray.data  # noqa: F401 - it sets its logger up
+
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            if options.scale:
+                from ingest_parts.scale import measure_scale
+
+                found = measure_scale(folder, options.quick)
+            else:
+                found = measure_modalities(folder, options.quick, options.only)
     finally:
         shutil.rmtree(folder)
-    later = {name: values[1:] for name, values in seen.items()}
-    speed = {name: statistics.median(rate for rate, _ in values) for name, values in later.items()}
-    print(f"{'':28}{'rows/s':>9}{'MB/s':>8}{'spread':>18}{'first batch':>13}{'epoch 1':>10}")
-    for name, values in later.items():
-        rates = [rate for rate, _ in values]
-        first = statistics.median(first for _, first in values)
-        spread = f"{min(rates):.0f}–{max(rates):.0f}"
-        megabytes = speed[name] * NUM_VOXELS * 4 / 1e6
-        cold = seen[name][0][0]
-        print(f"{name:28}{speed[name]:9.0f}{megabytes:8.0f}{spread:>18}{first * 1e3:10.0f} ms{cold:10.0f}")
-    records = [
-        {
-            "benchmark": "ingest fmri",
-            "case": f"{ours} / {peer}",
-            "ours": speed[ours],
-            "peer": speed[peer],
-            "unit": "rows/s",
-            "ratio": speed[ours] / speed[peer],
-            "better": "higher",
-        }
-        for ours in ("voxray local", "voxray stream")
-        for peer in speed
-        if not peer.startswith("voxray")
-    ]
-    for record in records:
-        print(f"{record['case']:50} {record['ratio']:6.2f} ×")
     if options.json:
-        options.json.write_text(json.dumps(records, indent=1))
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+def measure_modalities(folder: Path, quick: bool, only: str) -> list[dict[str, Any]]:
+    """Measure and print the chosen modalities, one after the other; return the records."""
+    known = modalities(folder, quick)
+    chosen = only.split(",") if only else list(known)
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise SystemExit(f"--only: no modality {', '.join(unknown)}; there are {', '.join(known)}")
+    found: list[dict[str, Any]] = []
+    for name in chosen:
+        before = time.perf_counter()
+        results, missing = measure_modality(
+            known[name], folder / name, quick, with_workers=not quick or name == "fmri"
+        )
+        tables.print_table(results, missing)
+        print(f"all of it took {(time.perf_counter() - before) / 60:.1f} minutes")
+        tables.print_ratios(results)
+        tables.print_targets(results)
+        found += tables.records(results)
+    return found
+
+
+def measure_modality(
+    modality: Modality, folder: Path, quick: bool, with_workers: bool
+) -> tuple[list[tables.Result], list[str]]:
+    """Write one modality in all formats, measure all ways, delete it; return results and what is missing."""
+    rounds = 1 + (QUICK_EPOCHS if quick else EPOCHS)
+    folder.mkdir()
+    if modality.jpeg_folder is not None:
+        write_jpegs(modality)
+    expected = expected_sum(modality)
+    ways, missing = ours.ways(modality, folder), []
+    for module, package in PEERS.items():
+        try:
+            peer: Callable[[Modality, Path], list[Way]] = importlib.import_module(
+                f"ingest_parts.{module}"
+            ).ways
+        except ImportError as error:
+            missing.append(f"{package:40}not installed ({error}): pip install {package}")
+            continue
+        ways += peer(modality, folder)
+    costs: dict[str, list[EpochCost]] = {way.name: [] for way in ways}
+    for epoch in range(rounds):
+        for way in ways:
+            costs[way.name].append(measure(way, epoch, expected))
+    results = [tables.Result(way.name, modality, costs[way.name], size_of(way.files)) for way in ways]
+    if with_workers:
+        results += _with_workers(modality, folder, rounds, expected)
+    shutil.rmtree(folder)
+    if modality.jpeg_folder is not None:
+        shutil.rmtree(modality.jpeg_folder)
+    return results, missing
+
+
+def _with_workers(modality: Modality, folder: Path, rounds: int, expected: Any) -> Sequence[tables.Result]:
+    from ingest_parts.trainer import measure_workers
+
+    shutil.rmtree(folder / "copies")
+    (folder / "copies").mkdir()
+    measured = measure_workers(modality, folder, rounds, expected)
+    size = size_of(folder / "shards")
+    return [tables.Result(name, modality, costs, size) for name, costs in measured.items()]
 
 
 if __name__ == "__main__":

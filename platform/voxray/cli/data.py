@@ -86,14 +86,14 @@ def prepare(
 
 
 def inspect(dataset: Dataset, as_json: Json = False) -> None:
-    """Print what DATASET holds: its source, splits, columns and shards."""
+    """Print what DATASET holds: source, splits, columns, missing values, statistics, samples, shards."""
     from voxray.data.inspect import inspect as tables
 
     _print_tables(tables(dataset), as_json)
 
 
 def stats(dataset: Dataset, as_json: Json = False) -> None:
-    """Print the statistics of DATASET's training rows and the label counts of every split."""
+    """Print the statistics of DATASET's training rows; lengths and label counts of every split."""
     from voxray.data.inspect import stats as tables
 
     _print_tables(tables(dataset), as_json)
@@ -102,14 +102,16 @@ def stats(dataset: Dataset, as_json: Json = False) -> None:
 def verify(dataset: Dataset, as_json: Json = False) -> None:
     """Check every byte and row of DATASET; exit 2 with every problem when it is not whole."""
     from voxray.data.manifest import load_manifest
-    from voxray.data.verify import verify as check
+    from voxray.data.verify import examine
 
-    problems = check(dataset)
+    found = examine(dataset)
     if as_json:
-        print_table([{"problem": problem} for problem in problems], as_json)
-        raise typer.Exit(InputError.exit_code if problems else 0)
-    if problems:
-        raise InputError(*problems)
+        told = {"problem": found.problems, "note": found.notes}
+        print_table([{kind: text} for kind, texts in told.items() for text in texts], as_json)
+        raise typer.Exit(InputError.exit_code if found.problems else 0)
+    print_notes(found.notes)
+    if found.problems:
+        raise InputError(*found.problems)
     manifest = load_manifest(dataset)
     rows = sum(counts.rows for counts in manifest.counts.values())
     print(f"ok: {len(manifest.shards)} shards, {rows} rows, splits {', '.join(manifest.splits)}")

@@ -1,6 +1,6 @@
 """Small expressions over named values: filters, weights, constraints. They are parsed, never run as Python.
 
-Dotted names, numbers, text, lists, arithmetic, comparisons, `in`, `and`, `or`, `not` and a table of functions.
+Dotted names, numbers, text, lists, arithmetic, comparisons, `in`, `and`, `or`, `not`, a table of functions.
 The same expression works on single numbers and, element by element, on arrays.
 """
 
@@ -79,8 +79,10 @@ def _check(node: ast.expr, functions: Sequence[str], names: list[str]) -> None:
         case ast.Name() | ast.Attribute():
             names.append(_dotted(node))
         case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div()):
-            _check(node.left, functions, names)
-            _check(node.right, functions, names)
+            for part in (node.left, node.right):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    raise ValueError("text can be compared alone")
+                _check(part, functions, names)
         case ast.UnaryOp(op=ast.USub() | ast.Not()):
             _check(node.operand, functions, names)
         case ast.BoolOp() | ast.List() | ast.Tuple():

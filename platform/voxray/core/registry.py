@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 # A Ray worker starts as a bare process, so tasks are looked up here and not registered by importing them.
 TASKS: dict[str, tuple[str, str]] = {
     "cxr_memory": ("voxray.tasks.cxr_memory.config:Config", "voxray.tasks.cxr_memory.task:CxrMemory"),
+    "brain_text": ("voxray.tasks.brain_text.config:Config", "voxray.tasks.brain_text.data:BrainTextData"),
+    "fmri_clip": ("voxray.tasks.fmri_clip.config:Config", "voxray.tasks.fmri_clip.data:FmriClipData"),
+    "hyperspectral": (
+        "voxray.tasks.hyperspectral.config:Config",
+        "voxray.tasks.hyperspectral.data:HyperspectralData",
+    ),
+    "mindeye": ("voxray.tasks.mindeye.config:Config", "voxray.tasks.mindeye.data:MindEyeData"),
 }
 
 

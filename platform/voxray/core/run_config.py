@@ -5,8 +5,9 @@ and are the one thing that an upper layer lends to a lower one.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from voxray.config.section import Section
 from voxray.data.config import DataConfig
@@ -59,6 +60,16 @@ class RunConfig(Section, frozen=True):
     def told(self) -> list[str]:
         """Return what the user should be told about these values, e.g. a name that stands for another."""
         return []
+
+    @model_validator(mode="after")
+    def _draws_need_steps(self) -> Self:
+        if self.data.sampling == "with_replacement":
+            for stage in self.resolved_stages():
+                if stage.training.steps is None:
+                    raise ValueError(
+                        f"stage '{stage.name}' needs training.steps: sampling=with_replacement has no epoch"
+                    )
+        return self
 
     def resolved_stages(self) -> list[Stage]:
         """Return the stages that a run goes through; one made of `training` alone where none is declared."""

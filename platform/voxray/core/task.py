@@ -12,6 +12,7 @@ from torch import nn
 
 from voxray.config.errors import InputError
 from voxray.core.batch import Batch, Columns
+from voxray.core.embedder import Embedder
 from voxray.core.evaluation import Evaluation
 from voxray.core.losses import LossTerms
 from voxray.core.run_config import RunConfig, Stage
@@ -101,6 +102,10 @@ class TaskData(ABC):
         """Return what turns a stored batch into the one that `collate` takes, whenever it is read."""
         return []
 
+    def embedders(self) -> list[Embedder]:
+        """Return the frozen networks whose outputs become columns when raw files are prepared."""
+        return []
+
     def synth(self, out: Path, size: str, seed: int) -> SynthReport:
         """Write synthetic raw files in this modality's real layout, with a learnable signal; `size`
         tiny|small|full.
@@ -110,6 +115,7 @@ class TaskData(ABC):
     @abstractmethod
     def collate(self, columns: Columns) -> Batch:
         """Turn numpy columns into a typed batch of tensors. No randomness."""
+
 
 class Task(TaskData):
     """One research problem, whole: its data, its model, its loss and its metrics."""

@@ -35,6 +35,12 @@ class PrepareConfig(Section, frozen=True):
         description="for flat files: our column, or `split` → theirs, or `=VALUE` for one value in all rows",
     )
 
+    @model_validator(mode="after")
+    def _columns_need_flat_files(self) -> Self:
+        if self.columns and self.format == "raw":
+            raise ValueError("columns name those of flat files; set format=parquet, webdataset, mds or table")
+        return self
+
 
 class EmbedConfig(Section, frozen=True):
     """How columns of frozen networks are computed when raw files are prepared."""
@@ -94,7 +100,7 @@ class DataConfig(Section, frozen=True):
         default=32.0, gt=0, description="rows that one read task of `stream` gathers, in MB"
     )
     read_threads: int | Literal["auto"] = Field(
-        default="auto", description="threads per worker; auto: 1, or the cores where rows are decoded"
+        default="auto", description="threads per worker; auto: 2, or the cores where rows are decoded"
     )
     cache_dir: str = Field(default="", description="folder of the copies; default: in the user's cache")
     cache_gb: float = Field(default=50.0, gt=0, description="size of the copies at most, per folder")

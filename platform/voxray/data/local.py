@@ -14,19 +14,21 @@ import numpy as np
 
 from voxray.core.batch import BatchRules, Columns, EpochRequest
 from voxray.core.task import ReadStage
+from voxray.data.buffers import Buffers
 from voxray.data.config import DataConfig
 from voxray.data.index import ShardIndex
 from voxray.data.manifest import Manifest, load_manifest
 from voxray.data.order import EpochOrder
-from voxray.data.plan import Buffers, EpochPlan, Window
+from voxray.data.plan import EpochPlan, Window
 from voxray.data.selection import Selection
 from voxray.data.shard_cache import ShardCache
 from voxray.data.store import Store
 
 T = TypeVar("T")
-BATCHES_AHEAD = 3  # gathered by the background threads while the caller uses one
+WINDOWS_AHEAD = 2  # gathered by the background threads while the caller uses one
+GATHERED_MB, MAX_GATHERED = 16.0, 64  # of batches that are gathered at a time
 SLOW_S = 30.0  # waiting longer for one batch is told
-MAX_STAGE_THREADS = 8
+GATHER_THREADS, MAX_STAGE_THREADS = 2, 8
 log = logging.getLogger("voxray")
 
 
@@ -49,6 +51,7 @@ class LocalStream:
         self._config = config or DataConfig()
         self._rank, self._world_size = rank, world_size
         self._stages, self._cache, self._on_fault = tuple(stages), cache, on_fault
+        self._buffers = Buffers(_has_gpu())
         self._told: set[str] = set()
         self._selections: dict[tuple[str, BatchRules], Selection] = {}
 
@@ -62,17 +65,15 @@ class LocalStream:
 
     def batches(self, request: EpochRequest) -> Iterator[Columns]:
         """Yield this worker's slice of each global batch, from `request.start_batch` on."""
-        plan = replace(self.plan(request), batches_per_window=1)
+        plan = replace(self.plan(request), batches_per_window=self._batches_at_once(request))
         windows = plan.windows()
         threads = self._threads()
-        # One buffer is with the caller, the others are being written: none is overwritten in use.
-        ring = [Buffers(_has_gpu()) for _ in range(BATCHES_AHEAD + threads)]
         last_span = -1
 
         def gather(index: int) -> Window:
-            return plan.gather(windows[index], ring[index % len(ring)])
+            return plan.gather(windows[index], self._buffers)
 
-        for index, window in enumerate(ahead(gather, len(windows), len(ring) - 1, threads)):
+        for index, window in enumerate(ahead(gather, len(windows), WINDOWS_AHEAD + threads - 1, threads)):
             if self._cache is not None and (span := plan.order.span_of(windows[index].start)) != last_span:
                 plan.fetch_span(span + 1)
                 last_span = span
@@ -123,15 +124,21 @@ class LocalStream:
             stages=self._stages,
         )
 
+    def _batches_at_once(self, request: EpochRequest) -> int:
+        """Small batches are gathered several at a time, which costs less for each; decoded ones are not."""
+        rows_per_batch = -(-request.batch_size // self._world_size)
+        batches = GATHERED_MB / (rows_per_batch * self._row_mb(request.split))
+        return 1 if self._stages else max(1, min(MAX_GATHERED, int(batches)))
+
     def _row_mb(self, split: str) -> float:
         shards = self.manifest.shards_of(split)
         return sum(shard.bytes for shard in shards) / sum(shard.rows for shard in shards) / 1e6
 
     def _threads(self) -> int:
-        """Gathering fills the memory's bandwidth with one thread; decoding wants the worker's cores."""
+        """Gathering fills the memory's bandwidth with two threads; decoding wants the worker's cores."""
         if self._config.read_threads != "auto":
             return self._config.read_threads
-        return min(MAX_STAGE_THREADS, len(os.sched_getaffinity(0))) if self._stages else 1
+        return min(MAX_STAGE_THREADS if self._stages else GATHER_THREADS, len(os.sched_getaffinity(0)))
 
     def _told_of_faults(self, window: Window) -> Iterator[Columns]:
         for fault in window.faults:
@@ -144,8 +151,7 @@ class LocalStream:
 def ahead(make: Callable[[int], T], num: int, depth: int, threads: int) -> Iterator[T]:
     """Yield make(0) … make(num - 1), made by `threads` threads that stay up to `depth` items ahead.
 
-    An item's exception is raised in its place. Item i + depth + 1 is begun when the caller asks for item
-    i + 1, so the caller may use what item i holds until then. When the caller stops early, so do the threads.
+    An item's exception is raised in its place. When the caller stops early, so do the threads.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="voxray-read")
     pending: deque[Future[T]] = deque()

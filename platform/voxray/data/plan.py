@@ -5,23 +5,28 @@ A window is the unit of reading: a worker's rows of some consecutive batches, ga
 
 import resource
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from voxray.core.batch import Columns
-from voxray.core.schema import Column
+from voxray.core.schema import BYTES, TEXT, Column
 from voxray.core.task import ReadStage
+from voxray.data.buffers import Buffers
 from voxray.data.index import LENGTH
 from voxray.data.manifest import ShardInfo
 from voxray.data.order import EpochOrder, IntArray, worker_slots
-from voxray.data.reader import Gathered, ShardError, ShardReader
+from voxray.data.reader import (
+    Gathered,
+    OpenWindow,
+    RowsOfWindows,
+    ShardError,
+    ShardReader,
+    copy_rows,
+)
 from voxray.data.shard_cache import ShardCache
-from voxray.data.shards import inner_shape
 from voxray.data.store import Store
 
 VALID, POSITION = "valid", "position"
@@ -38,67 +43,65 @@ class Window:
     faults: tuple[str, ...] = ()
 
 
-class Buffers:
-    """Memory that is written again and again: pages that are touched first cost twice a copy."""
+class OpenShards:
+    """The windows of a dataset's shards, numbered through; opened when first asked for, and kept.
 
-    def __init__(self, pinned: bool = False) -> None:
-        """Begin without memory; `pinned` memory is page-locked, for copies to a GPU."""
-        self._kept: dict[str, np.ndarray] = {}
-        self._pinned = pinned
-
-    def array(self, name: str, column: Column, num: int) -> np.ndarray:
-        """Return [num, *shape] of a column (of entries, for a ragged one), in the kept memory if it does."""
-        inner = inner_shape(column)
-        if not column.is_tensor:
-            return np.empty(num, dtype=object)
-        size = num * int(np.prod(inner, dtype=np.int64))
-        if name not in self._kept or self._kept[name].size < size:
-            self._kept[name] = self._new(size, column.dtype)
-        return self._kept[name][:size].reshape(num, *inner)
-
-    def _new(self, size: int, dtype: str) -> np.ndarray:
-        if not self._pinned:
-            return np.empty(size, dtype)
-        import torch
-
-        pinned = torch.empty(size * np.dtype(dtype).itemsize, dtype=torch.uint8, pin_memory=True)
-        return pinned.numpy().view(dtype)
-
-
-class Shards:
-    """The open shards of a dataset, by place in a list; remote ones come from the node's cache.
-
-    Only so many stay open: what was used longest ago is closed. Each process has its own.
+    Only so many shards stay open: the one that was opened first is closed. Remote ones come from the node's
+    cache. Each process has its own.
     """
 
     def __init__(self, store: Store, infos: Sequence[ShardInfo], cache: ShardCache | None) -> None:
-        """Name the shards; none is opened."""
+        """Number the windows; none is opened."""
         self._store, self._infos, self._cache = store, infos, cache
-        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        windows = [len(info.windows) - 1 for info in infos]  # without the footer
+        self._first_window = np.cumsum([0, *windows])
+        firsts = np.cumsum([info.rows for info in infos]) - [info.rows for info in infos]
+        self._starts = np.fromiter(
+            (
+                first + start
+                for first, info in zip(firsts.tolist(), infos, strict=True)
+                for start in (0, *(window.end_row for window in info.windows[:-2]))
+            ),
+            np.int64,
+        )
+        self._readers: dict[int, ShardReader] = {}
+        self._windows: dict[int, OpenWindow] = {}
         self._max_open = min(_MAX_OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._lock = threading.Lock()
 
-    def reader(self, shard: int) -> ShardReader:
-        """Return a shard's reader. Raises ShardError when it is missing or damaged."""
-        with self._lock:
-            found = self._open.pop(shard, None)
-            if found is None:
-                found = ShardReader(self._path(shard), self._infos[shard])
-            self._open[shard] = found
-            if len(self._open) > self._max_open:
-                self._open.popitem(last=False)
-            return found
+    def places(self, rows: IntArray) -> tuple[IntArray, IntArray]:
+        """Return the window of each row, by its number, and its place in it."""
+        window = np.searchsorted(self._starts, rows, side="right") - 1
+        return window, rows - self._starts[window]
+
+    def window(self, number: int) -> OpenWindow:
+        """Return a window. Raises ShardError when it, or its shard, is missing or damaged."""
+        found = self._windows.get(number)
+        if found is None:
+            with self._lock:
+                shard = int(np.searchsorted(self._first_window, number, side="right")) - 1
+                found = self._reader(shard).window(number - int(self._first_window[shard]))
+                self._windows[number] = found
+        return found
 
     def fetch_ahead(self, shards: Sequence[int]) -> None:
         """Begin to fetch remote shards into the cache, without waiting."""
         if self._cache is not None:
             self._cache.fetch_ahead(self._store, [self._infos[shard] for shard in shards])
 
-    def _path(self, shard: int) -> Path:
-        info = self._infos[shard]
-        if self._cache is None:
-            return self._store.path(info.file)
-        return self._cache.fetch(self._store, info)
+    def _reader(self, shard: int) -> ShardReader:
+        if shard not in self._readers:
+            info = self._infos[shard]
+            in_cache = None if self._cache is None else self._cache.fetch(self._store, info)
+            self._readers[shard] = ShardReader(in_cache or self._store.path(info.file), info)
+            if len(self._readers) > self._max_open:
+                self._close(next(iter(self._readers)))
+        return self._readers[shard]
+
+    def _close(self, shard: int) -> None:
+        del self._readers[shard]
+        for number in range(int(self._first_window[shard]), int(self._first_window[shard + 1])):
+            self._windows.pop(number, None)
 
 
 @dataclass(frozen=True)
@@ -131,33 +134,29 @@ class EpochPlan:
         """Read a window's rows from the checked shards, as one batch of columns per global batch.
 
         Columns `valid` and `position` are added; ragged columns are padded to their longest row in the batch,
-        with their lengths as `<name>.length`. The arrays are `into`'s, where it is given.
+        with their lengths as `<name>.length`. The arrays lie in `into`'s memory, where it is given.
 
         Raises ShardError for a damaged or missing shard, unless faults are quarantined: its rows are zero and
         not valid then.
         """
         slots = [self._slots(batch) for batch in window]
-        rows, valid, position = (np.concatenate(parts) for parts in zip(*slots, strict=True))
-        sizes = [len(part[0]) for part in slots]
-        gathered, broken, faults = self._read(rows, sizes, into or Buffers())
-        valid = valid & ~broken
-        batches = list(self._split(gathered, valid, position, sizes))
+        batches, broken, faults = self._read([rows for rows, _, _ in slots], into or Buffers())
+        for batch, lost, (_, valid, position) in zip(batches, broken, slots, strict=True):
+            batch[VALID], batch[POSITION] = valid & ~lost, position
         for stage in self.stages:
             batches = [dict(stage.function(batch)) for batch in batches]
         return Window(batches, faults)
 
     def read_all(self) -> dict[str, np.ndarray]:
         """Read every row of the epoch, in its order; ragged columns padded to the longest of all."""
-        rows = self.order.rows(0, self.order.num_rows)
-        gathered, _, _ = self._read(rows, [len(rows)], Buffers())
-        batch = next(self._split(gathered, np.ones(len(rows), bool), np.arange(len(rows)), [len(rows)]))
-        return {name: values for name, values in batch.items() if name not in (VALID, POSITION)}
+        batches, _, _ = self._read([self.order.rows(0, self.order.num_rows)], Buffers())
+        return batches[0]
 
     @property
-    def shards(self) -> Shards:
+    def shards(self) -> OpenShards:
         """The open shards of this process."""
         if "shards" not in self._here:
-            self._here["shards"] = Shards(self.store, self.infos, self.cache)
+            self._here["shards"] = OpenShards(self.store, self.infos, self.cache)
         return self._here["shards"]
 
     def fetch_span(self, span: int) -> None:
@@ -173,6 +172,10 @@ class EpochPlan:
             num_slots = request.batch_size if request.rules.last_batch == "pad" else stop - start
             first, last = worker_slots(num_slots, self.rank, self.world_size)
             # A worker without any slot still gets a row, so that all workers take part in the step.
+            if last > first and last <= stop - start:
+                places = np.arange(start + first, start + last)
+                return self.order.rows(start + first, start + last), np.ones(last - first, bool), places
+            # A worker without any slot still gets a row, so that all workers take part in the step.
             slots = np.arange(first, last) if last > first else np.array([stop - start])
             valid = slots < stop - start
             places = start + np.where(valid, slots, 0)
@@ -182,93 +185,58 @@ class EpochPlan:
 
     # --- reading
     def _read(
-        self, rows: IntArray, sizes: Sequence[int], into: Buffers
-    ) -> tuple[Gathered, np.ndarray, tuple[str, ...]]:
-        """Return the rows' values, which of them cannot be used, and why."""
-        faults: dict[str, None] = {}
-        broken = np.zeros(len(rows), dtype=bool)
-        pieces = self._pieces(rows)
-        for shard, places, local in pieces:
-            for message, inside in self._faults(shard, local).items():
-                faults[message] = None
-                broken[places[inside]] = True
-        sound = [(s, p[~broken[p]], local[~broken[p]]) for s, p, local in pieces]
-        sound = [piece for piece in sound if len(piece[1])]
-        lengths = self._lengths(sound, len(rows))
-        ends = np.cumsum(sizes)
-        room = {
-            name: np.repeat([own.max(initial=0) for own in np.split(values, ends[:-1])], sizes)
-            for name, values in lengths.items()
-        }
-        arrays = {
-            name: into.array(name, column, int(room[name].sum()) if name in room else len(rows))
-            for name, column in self.columns.items()
-        }
-        gathered = Gathered(arrays, lengths, room)
-        for shard, places, local in sound:
-            self.shards.reader(shard).take_into(gathered, places, local)
-        if broken.any():
-            _blank(gathered, self.columns, np.flatnonzero(broken))
-        return gathered, broken, tuple(faults)
+        self, rows: Sequence[IntArray], into: Buffers
+    ) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray], tuple[str, ...]]:
+        """Return the values of each batch's rows, which of them cannot be used, and why."""
+        wanted, faults = self._open(np.concatenate(rows))
+        parts = wanted.split([len(own) for own in rows])
+        ragged = [name for name, column in self.columns.items() if column.ragged]
+        lengths = [{name: part.lengths(name) for name in ragged} for part in parts]
+        arrays: dict[str, list[np.ndarray]] = {}
+        for name, column in self.columns.items():
+            nums = [len(own) for own in rows]
+            if column.ragged:
+                nums = [num * int(own[name].max(initial=0)) for num, own in zip(nums, lengths, strict=True)]
+            arrays[name] = into.arrays(name, column, nums)
+        batches: list[dict[str, np.ndarray]] = []
+        for index, (part, own) in enumerate(zip(parts, lengths, strict=True)):
+            batch = {name: arrays[name][index] for name in self.columns}
+            batches.append(self._fill(part, batch, own))
+        return batches, [part.which < 0 for part in parts], faults
 
-    def _pieces(self, rows: IntArray) -> list[tuple[int, IntArray, IntArray]]:
-        """Return per shard: its place in the list, where its rows go, which of its rows they are."""
-        ends = np.cumsum([info.rows for info in self.infos])
-        shard_of_row = np.searchsorted(ends, rows, side="right")
-        pieces = []
-        for shard in np.unique(shard_of_row).tolist():
-            places = np.flatnonzero(shard_of_row == shard)
-            pieces.append((shard, places, rows[places] - (ends[shard] - self.infos[shard].rows)))
-        return pieces
-
-    def _faults(self, shard: int, local: IntArray) -> dict[str, np.ndarray]:
-        """Return message → rows that cannot be used, where faults are set aside."""
-        if self.on_error == "fail":
-            return {}
-        try:
-            return self.shards.reader(shard).faults(local)
-        except ShardError as fault:
-            return {str(fault): np.arange(len(local))}
-
-    def _lengths(
-        self, pieces: Sequence[tuple[int, IntArray, IntArray]], num_rows: int
+    def _fill(
+        self, rows: RowsOfWindows, arrays: dict[str, np.ndarray], lengths: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        lengths = {
-            name: np.zeros(num_rows, np.int64) for name, column in self.columns.items() if column.ragged
-        }
-        for shard, places, local in pieces if lengths else ():
-            for name, values in lengths.items():
-                values[places] = self.shards.reader(shard).lengths(name, local)
-        return lengths
+        """Write one batch's rows and return its columns; rows that cannot be used become zero or empty."""
+        room = {name: np.full(len(own), own.max(initial=0)) for name, own in lengths.items()}
+        copy_rows(rows.sound(), Gathered(arrays, lengths, room), self.columns)
+        columns: dict[str, np.ndarray] = {}
+        (broken,) = np.nonzero(rows.which < 0)
+        for name, array in arrays.items():
+            if name in lengths:
+                array = array.reshape(len(rows.which), -1, *array.shape[1:])
+                columns[name + LENGTH] = lengths[name]
+            if len(broken):
+                array[broken] = {TEXT: "", BYTES: b""}.get(self.columns[name].dtype, 0)
+            columns[name] = array
+        return columns
 
-    def _split(
-        self, gathered: Gathered, valid: np.ndarray, position: np.ndarray, sizes: Sequence[int]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Yield a window's batches, as views."""
-        start = 0
-        for size in sizes:
-            stop = start + size
-            batch: dict[str, np.ndarray] = {}
-            for name, array in gathered.arrays.items():
-                if name not in gathered.room:
-                    batch[name] = array[start:stop]
-                    continue
-                room, first = int(gathered.room[name][start]), int(gathered.starts[name][start])
-                batch[name] = array[first : first + size * room].reshape(size, room, *array.shape[1:])
-                batch[name + LENGTH] = gathered.lengths[name][start:stop]
-            batch[VALID], batch[POSITION] = valid[start:stop], position[start:stop]
-            yield batch
-            start = stop
-
-
-def _blank(gathered: Gathered, columns: Mapping[str, Column], rows: IntArray) -> None:
-    """Make the values of rows that cannot be used zero or empty."""
-    for name, array in gathered.arrays.items():
-        if name in gathered.room:
-            for row in rows.tolist():
-                start = int(gathered.starts[name][row])
-                array[start : start + int(gathered.room[name][row])] = 0
-        elif columns[name].is_tensor:
-            array[rows] = 0
-        else:
-            array[rows] = "" if columns[name].dtype == "text" else b""
+    def _open(self, rows: IntArray) -> tuple[RowsOfWindows, tuple[str, ...]]:
+        """Return the rows' windows, -1 for a row whose window cannot be used, and why it cannot."""
+        number_of_row, local = self.shards.places(rows)
+        numbers = sorted(set(number_of_row.tolist()))
+        windows: list[OpenWindow] = []
+        index_of_number = np.full(len(numbers), -1)
+        faults: dict[str, None] = {}
+        for index, number in enumerate(numbers):
+            try:
+                found = self.shards.window(number)
+            except ShardError as error:
+                if self.on_error == "fail":
+                    raise
+                faults[str(error)] = None
+                continue
+            index_of_number[index] = len(windows)
+            windows.append(found)
+        which = index_of_number[np.searchsorted(numbers, number_of_row)]
+        return RowsOfWindows(windows, which, local, np.arange(len(rows))), tuple(faults)

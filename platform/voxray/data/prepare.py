@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from voxray.config.errors import InputError
 from voxray.core.schema import SPLITS, Column, Schema
 from voxray.core.splits import assign_splits
-from voxray.core.task import BadRow, BadRowError, RawRow, TaskData
+from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, TaskData
 from voxray.data.decode import ShardJob, apply_stages, write_planned_shard
+from voxray.data.embed import AddedColumns, add_columns
 from voxray.data.manifest import (
+    INDEX_FOLDER,
     QUARANTINE_NAME,
     SHARD_FOLDER,
     Manifest,
@@ -37,6 +40,7 @@ from voxray.data.manifest import (
     fsync_folder,
     write_manifest,
 )
+from voxray.data.raw import has_networks, raw_rows, row_stages
 from voxray.data.shards import row_bytes
 from voxray.data.statistics import Sums, add, statistics_of
 
@@ -49,6 +53,8 @@ _TABLE_SUFFIXES = (
     ".json",
 )  # their bytes, not only their sizes, go into the fingerprint
 _REMOVE_TRIES, _REMOVE_WAIT_S = 20, 0.25  # tasks that are being cancelled may still be writing
+
+_SHARD = TypeAdapter(ShardInfo)
 
 Progress = Callable[[int, int], None]  # shards done, shards in all
 
@@ -81,8 +87,9 @@ def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | Non
     _check_out(source, out)
     rows, bad = _read_rows(task, source)
     _judge(task, bad, rows)
-    schema = _resolved_schema(task, rows)
-    splits = _split_rows(task, rows, schema)
+    splits = _split_rows(task, rows, task.schema())
+    added = add_columns(task, rows) if has_networks(task) else AddedColumns()
+    schema = _resolved_schema(task, rows, added.stages)
     shards = _plan_shards(task, splits, schema)
     num_bytes = len(rows) * row_bytes(schema)
     _check_free_space(out, num_bytes)
@@ -90,13 +97,15 @@ def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | Non
     folder = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
     try:
         (folder / SHARD_FOLDER).mkdir(parents=True)
-        results = _write_all(task, schema, folder, shards, rows, on_progress)
+        results = _write_all(task, schema, folder, shards, rows, added.stages, on_progress)
         bad += _bad_rows(shards, results, rows)
         _judge(task, bad, rows)
         manifest = _manifest(task, schema, source, fingerprint, shards, results, rows, len(bad))
+        manifest = replace(manifest, recipe=replace(manifest.recipe, networks=added.networks))
         _check_splits_filled(task, manifest)
         _write_quarantine(folder, bad)
         fsync_folder(folder / SHARD_FOLDER)
+        fsync_folder(folder / INDEX_FOLDER)
         write_manifest(folder, manifest)
         folder.rename(out)
     except OSError as error:
@@ -130,7 +139,7 @@ def _read_rows(task: TaskData, source: Path) -> tuple[list[RawRow], list[BadRow]
     bad: list[BadRow] = []
     first: dict[str, str] = {}
     sample_id = task.dataset_schema.sample_id
-    for row in task.read_raw(source):
+    for row in raw_rows(task, source):
         if isinstance(row, BadRow):
             bad.append(row)
         elif (name := row[sample_id]) in first:
@@ -176,9 +185,9 @@ def _bad_rows(
     ]
 
 
-def _resolved_schema(task: TaskData, rows: Sequence[RawRow]) -> Schema:
+def _resolved_schema(task: TaskData, rows: Sequence[RawRow], added: Sequence[MapStage]) -> Schema:
     """Return the schema with the sizes that the first row which can be decoded has."""
-    schema, stages = task.schema(), task.map_stages()
+    schema, stages = task.schema(), [*row_stages(task), *added]
     bad = []
     for row in rows:
         try:
@@ -193,6 +202,8 @@ def _resolved_schema(task: TaskData, rows: Sequence[RawRow]) -> Schema:
 
 
 def _resolve(column: Column, value: Any) -> Column:
+    if column.ragged:
+        return replace(column, shape=(None, *np.shape(value)[1:]))
     return column if None not in column.shape else replace(column, shape=np.shape(value))
 
 
@@ -249,6 +260,7 @@ def _write_all(
     folder: Path,
     shards: Sequence[_PlannedShard],
     rows: Sequence[RawRow],
+    added: Sequence[MapStage],
     on_progress: Progress | None,
 ) -> list[dict[str, Any]]:
     """Let Ray Data write one shard per task; return the tasks' results in the shards' order."""
@@ -264,6 +276,7 @@ def _write_all(
         schema=schema,
         folder=str(folder / SHARD_FOLDER),
         shards=[(shard.file, shard.split, ray.put([rows[i] for i in shard.rows])) for shard in shards],
+        added=tuple(added),
     )
     # `range` with one block per shard: one task reads its number, decodes and writes (the two are fused).
     numbers = ray.data.range(len(shards), override_num_blocks=len(shards))
@@ -271,6 +284,8 @@ def _write_all(
     results: dict[int, dict[str, Any]] = {}
     for row in written.iter_rows():
         results[row["id"]] = json.loads(row["result"])
+        if problems := results[row["id"]].get("problems"):
+            raise InputError(*problems)
         if (failure := results[row["id"]]["failure"]) is not None:
             raise OSError(*failure)
         if on_progress is not None:
@@ -292,7 +307,7 @@ def _manifest(
     rows: Sequence[RawRow],
     num_quarantined: int,
 ) -> Manifest:
-    infos = [ShardInfo(**result["shard"]) for result in results if result["shard"]]
+    infos = [_SHARD.validate_python(result["shard"]) for result in results if result["shard"]]
     groups: dict[str, set[str]] = {}
     sums: Sums = {}
     for planned, result in zip(shards, results, strict=True):

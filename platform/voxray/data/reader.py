@@ -1,7 +1,8 @@
 """Reading one shard: a memory-mapped Arrow file whose windows are checked before they are first used."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pyarrow as pa
 import xxhash
 
 from voxray.config.errors import InputError
-from voxray.core.schema import Column
+from voxray.core.schema import TEXT, Column
 from voxray.data.checked import CheckedWindows
 from voxray.data.manifest import ShardInfo
 from voxray.data.shards import inner_shape
 
 # Longer rows are copied singly: numpy's fancy indexing would make a second copy of them.
 COPIED_SINGLY_BYTES = 4096
+# With fewer rows per window than this, a call per window costs more than a step per row.
+ROWS_WORTH_A_CALL = 8
 
 
 class ShardError(InputError):
@@ -36,9 +39,45 @@ class Gathered:
         lengths: dict[str, np.ndarray],
         room: dict[str, np.ndarray],
     ) -> None:
-        """Keep the arrays; what they hold is written by `ShardReader.take_into`."""
+        """Keep the arrays; what they hold is written by `copy_rows`."""
         self.arrays, self.lengths, self.room = arrays, lengths, room
         self.starts = {name: np.cumsum(sizes) - sizes for name, sizes in room.items()}
+
+
+@dataclass
+class RowsOfWindows:
+    """Rows to gather: row i is `local[i]` of `windows[which[i]]`, and goes to place `places[i]`.
+
+    Where `which` is -1 the row cannot be used.
+    """
+
+    windows: Sequence["OpenWindow"]
+    which: np.ndarray
+    local: np.ndarray
+    places: np.ndarray
+
+    def split(self, sizes: Sequence[int]) -> list["RowsOfWindows"]:
+        """Return stretches of the rows, each with places from 0 on."""
+        ends = np.cumsum(sizes).tolist()
+        return [
+            RowsOfWindows(self.windows, self.which[end - n : end], self.local[end - n : end], np.arange(n))
+            for n, end in zip(sizes, ends, strict=True)
+        ]
+
+    def sound(self) -> "RowsOfWindows":
+        """Return the rows that can be used."""
+        (kept,) = np.nonzero(self.which >= 0)
+        if len(kept) == len(self.which):
+            return self
+        return RowsOfWindows(self.windows, self.which[kept], self.local[kept], self.places[kept])
+
+    def lengths(self, name: str) -> np.ndarray:
+        """Return each row's entries of a ragged column, int64 [rows]; 0 for one that cannot be used."""
+        offsets = [window.offsets[name] for window in self.windows]
+        pairs = zip(self.which.tolist(), self.local.tolist(), strict=True)
+        return np.array(
+            [offsets[w][row + 1] - offsets[w][row] if w >= 0 else 0 for w, row in pairs], dtype=np.int64
+        )
 
 
 class ShardReader:
@@ -69,7 +108,7 @@ class ShardReader:
             raise ShardError(
                 f"shard '{path}' is no shard of voxray or is damaged ({error}); see `voxray data verify`"
             ) from None
-        self._windows: list[_Window | None] = [None] * self._file.num_record_batches
+        self._windows: list[OpenWindow | None] = [None] * self._file.num_record_batches
         self._starts = self._window_starts()
 
     @property
@@ -77,31 +116,27 @@ class ShardReader:
         """Rows in the shard."""
         return int(self._starts[-1])
 
-    @property
-    def ragged(self) -> list[str]:
-        """The ragged columns."""
-        return [name for name, column in self.columns.items() if column.ragged]
-
-    def lengths(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Return how many entries the given rows of a ragged column have, int64 [len(rows)]."""
-        out = np.empty(len(rows), np.int64)
-        for window, inside, local in self._pieces(rows):
-            offsets = self._window(window).offsets[name]
-            out[inside] = offsets[local + 1] - offsets[local]
-        return out
-
     def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Return rows in the given order, as fresh arrays, for all columns or the given ones.
 
         A tensor is [len(rows), *shape]; text, encoded and ragged values are object arrays [len(rows)].
-        Raises IndexError for a row that is not there.
+        Raises IndexError for a row that is not there, ShardError for a damaged window.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        self._check_rows(rows)
-        chosen = list(columns or self.columns)
-        lengths = {name: self.lengths(name, rows) for name in chosen if self.columns[name].ragged}
-        out = Gathered(self.empty(len(rows), lengths, chosen), lengths, lengths)
-        self.take_into(out, np.arange(len(rows)), rows)
+        if rows.size and (rows.min() < 0 or rows.max() >= self.num_rows):
+            raise IndexError(f"rows must lie in 0..{self.num_rows - 1}, got {rows.min()}..{rows.max()}")
+        index = np.searchsorted(self._starts, rows, side="right") - 1
+        local = rows - self._starts[index]
+        opened, which = np.unique(index, return_inverse=True)
+        wanted = RowsOfWindows([self.window(i) for i in opened.tolist()], which, local, np.arange(len(rows)))
+        chosen = {name: self.columns[name] for name in columns or self.columns}
+        lengths = {name: wanted.lengths(name) for name, column in chosen.items() if column.ragged}
+        arrays = {
+            name: empty_column(column, int(lengths[name].sum()) if name in lengths else len(rows))
+            for name, column in chosen.items()
+        }
+        out = Gathered(arrays, lengths, lengths)
+        copy_rows(wanted, out, chosen)
         for name, sizes in lengths.items():
             pieces = np.empty(len(rows), dtype=object)
             for row, (start, size) in enumerate(zip(out.starts[name].tolist(), sizes.tolist(), strict=True)):
@@ -109,39 +144,13 @@ class ShardReader:
             out.arrays[name] = pieces
         return out.arrays
 
-    def empty(
-        self, num_rows: int, room: Mapping[str, np.ndarray], columns: Sequence[str] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Return arrays to take rows into; `room` has each row's entries for the ragged columns."""
-        return {
-            name: empty_column(self.columns[name], int(room[name].sum()) if name in room else num_rows)
-            for name in columns or self.columns
-        }
-
-    def take_into(self, out: Gathered, places: np.ndarray, rows: np.ndarray) -> None:
-        """Write the given rows at `places` of `out`, for the columns that `out` has; the rest of a ragged
-        row's room becomes zero.
-
-        Raises IndexError for a row that is not there, ShardError for a damaged window.
-        """
-        self._check_rows(rows)
-        for index, inside, local in self._pieces(rows):
-            window = self._window(index)
-            for name, array in out.arrays.items():
-                if self.columns[name].ragged:
-                    _copy_ragged(window, name, local, out, places[inside])
-                else:
-                    self._copy(window, name, local, array, places[inside])
-
-    def faults(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Check the windows of the given rows; return message → indices of those that cannot be used."""
-        found: dict[str, np.ndarray] = {}
-        for index, inside, _ in self._pieces(rows):
-            try:
-                self._window(index)
-            except ShardError as fault:
-                found[str(fault)] = inside
-        return found
+    def window(self, index: int) -> "OpenWindow":
+        """Return a window, checked at its first use. Raises ShardError when it is damaged."""
+        window = self._windows[index]
+        if window is None:
+            self._check(index)
+            window = self._windows[index] = OpenWindow(self._file.get_batch(index), self.columns)
+        return window
 
     # --- windows
     def _window_starts(self) -> np.ndarray:
@@ -150,13 +159,6 @@ class ShardReader:
             return np.array([0, *(window.end_row for window in self._info.windows[:-1])])
         counts = [self._file.get_batch(i).num_rows for i in range(self._file.num_record_batches)]
         return np.cumsum([0, *counts])
-
-    def _window(self, index: int) -> "_Window":
-        window = self._windows[index]
-        if window is None:
-            self._check(index)
-            window = self._windows[index] = _Window(self._file.get_batch(index), self.columns)
-        return window
 
     def _check(self, index: int) -> None:
         """Check a window's bytes, unless a process of this node has. Raises ShardError when they differ."""
@@ -174,64 +176,76 @@ class ShardReader:
             )
         self._checked.add(index)
 
-    def _check_rows(self, rows: np.ndarray) -> None:
-        if rows.size and (rows.min() < 0 or rows.max() >= self.num_rows):
-            raise IndexError(f"rows must lie in 0..{self.num_rows - 1}, got {rows.min()}..{rows.max()}")
 
-    def _pieces(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield per window: its index, where its rows go in the result, which of its rows they are."""
-        window_of_row = np.searchsorted(self._starts, rows, side="right") - 1
-        for index in np.unique(window_of_row).tolist():
-            (places,) = np.nonzero(window_of_row == index)
-            yield index, places, rows[places] - self._starts[index]
-
-    def _copy(
-        self, window: "_Window", name: str, local: np.ndarray, out: np.ndarray, places: np.ndarray
-    ) -> None:
-        """Copy rows `local` of one window to `places` of `out`."""
-        if not self.columns[name].is_tensor:
-            values = window.batch.column(name).take(pa.array(local))
-            out[places] = values.to_numpy(zero_copy_only=False)
-            return
-        view = window.views[name]
-        if view[:1].nbytes < COPIED_SINGLY_BYTES:
-            out[places] = view[local]
-            return
-        for place, row in zip(places.tolist(), local.tolist(), strict=True):
-            out[place] = view[row]
-
-
-class _Window:
-    """One record batch: numpy views of its tensors, and the offsets of its ragged columns."""
+class OpenWindow:
+    """One record batch: numpy views of its tensors, the offsets of its ragged columns, its texts."""
 
     def __init__(self, batch: pa.RecordBatch, columns: Mapping[str, Column]) -> None:
+        """Make the views; nothing is copied."""
         self.batch = batch
         self.views: dict[str, np.ndarray] = {}
-        self.offsets: dict[str, np.ndarray] = {}
+        self.offsets: dict[str, list[int]] = {}
+        self._data: dict[str, memoryview] = {}
         for name, column in columns.items():
-            if not column.is_tensor:
-                continue
             array = batch.column(name)
+            if not column.is_tensor:
+                _, offsets, data = array.buffers()
+                kind = np.int32 if column.dtype == TEXT else np.int64
+                self.offsets[name] = np.frombuffer(offsets, kind, len(array) + 1).tolist()
+                self._data[name] = memoryview(data or b"")
+                continue
             if column.ragged:
-                self.offsets[name] = array.offsets.to_numpy(zero_copy_only=True)
+                self.offsets[name] = array.offsets.to_numpy(zero_copy_only=True).tolist()
                 array = array.values
             inner = inner_shape(column)
             flat = array.values if inner else array
             self.views[name] = flat.to_numpy(zero_copy_only=True).reshape(-1, *inner)
 
+    def bytes_of(self, name: str, row: int) -> bytes:
+        """Return one value of a text or encoded column, as bytes."""
+        offsets = self.offsets[name]
+        return self._data[name][offsets[row] : offsets[row + 1]].tobytes()
+
+
+def copy_rows(rows: RowsOfWindows, out: Gathered, columns: Mapping[str, Column]) -> None:
+    """Write rows into `out`, for the given columns; the rest of a ragged row's room becomes zero."""
+    triples = list(zip(rows.places.tolist(), rows.which.tolist(), rows.local.tolist(), strict=True))
+    is_sparse = len(triples) < ROWS_WORTH_A_CALL * len(rows.windows)
+    for name, column in columns.items():
+        array = out.arrays[name]
+        if not column.is_tensor:
+            is_text = column.dtype == TEXT
+            for place, window, row in triples:
+                value = rows.windows[window].bytes_of(name, row)
+                array[place] = value.decode() if is_text else value
+            continue
+        views = [window.views[name] for window in rows.windows]
+        if column.ragged:
+            _copy_ragged(rows, name, triples, out)
+        elif is_sparse or (views and views[0][:1].nbytes >= COPIED_SINGLY_BYTES):
+            for place, window, row in triples:
+                array[place] = views[window][row]
+        else:
+            for window, view in enumerate(views):
+                (inside,) = np.nonzero(rows.which == window)
+                array[rows.places[inside]] = view[rows.local[inside]]
+
+
+def _copy_ragged(rows: RowsOfWindows, name: str, triples: list[tuple[int, int, int]], out: Gathered) -> None:
+    array = out.arrays[name]
+    views = [window.views[name] for window in rows.windows]
+    offsets = [window.offsets[name] for window in rows.windows]
+    starts, room = out.starts[name].tolist(), out.room[name].tolist()
+    for place, window, row in triples:
+        first, last = offsets[window][row], offsets[window][row + 1]
+        start = starts[place]
+        array[start : start + last - first] = views[window][first:last]
+        array[start + last - first : start + room[place]] = 0
+
 
 def empty_column(column: Column, num: int) -> np.ndarray:
     """Return an array of `num` rows of a column, or of `num` entries of a ragged one."""
     return np.empty((num, *inner_shape(column)), dtype=column.dtype if column.is_tensor else object)
-
-
-def _copy_ragged(window: _Window, name: str, local: np.ndarray, out: Gathered, places: np.ndarray) -> None:
-    array, view, offsets = out.arrays[name], window.views[name], window.offsets[name]
-    starts, room = out.starts[name], out.room[name]
-    for place, row in zip(places.tolist(), local.tolist(), strict=True):
-        start, first, last = int(starts[place]), int(offsets[row]), int(offsets[row + 1])
-        array[start : start + last - first] = view[first:last]
-        array[start + last - first : start + int(room[place])] = 0
 
 
 def _column(field: pa.Field) -> Column:

@@ -65,6 +65,9 @@ class Store:
     def download(self, file: str, to: Path) -> None:
         """Copy a file to a local path in pieces. Raises OSError and what else the file system raises."""
         system, root = open_filesystem(self.location)
+        if isinstance(system, fs.PyFileSystem):  # one request: fsspec's file objects read ahead, and again
+            system.handler.fs.get_file(f"{root}/{file}", str(to))
+            return
         with system.open_input_stream(f"{root}/{file}") as stream, to.open("wb") as out:
             while piece := stream.read(_CHUNK_BYTES):
                 out.write(piece)

@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RaySystemError
 from voxray.config.errors import RunError, VoxrayError
 from voxray.core.batch import Columns, EpochRequest
 from voxray.core.schema import BYTES, TEXT
+from voxray.data.buffers import Buffers
 from voxray.data.local import LocalStream
 from voxray.data.plan import EpochPlan, Window
 
@@ -82,7 +83,7 @@ class WindowSource(Datasource):
 
 def read_window(reference: "ray.ObjectRef[EpochPlan]", window: range) -> Iterable[pa.Table]:
     """Return a window as one Arrow table, a row per batch. Runs in a Ray Data task."""
-    return [to_table(_plan(reference).gather(window))]
+    return [to_table(_plan(reference).gather(window, _memory()))]
 
 
 @lru_cache(maxsize=2)
@@ -95,6 +96,12 @@ def _plan(reference: "ray.ObjectRef[EpochPlan]") -> EpochPlan:
             f"a read task cannot import what the batches need ({error}); put the task's module where the "
             "workers find it"
         ) from None
+
+
+@lru_cache(maxsize=1)
+def _memory() -> Buffers:
+    """Return this process's memory for windows; a window's is free once Ray has stored its block."""
+    return Buffers()
 
 
 def to_table(window: Window) -> pa.Table:

@@ -139,6 +139,7 @@ class Pictures(TaskData):
         columns = {
             "sample_id": Column(TEXT),
             "subject": Column(TEXT),
+            "voxels": Column("float32", (5,)),
             **TOWER_COLUMNS,
             "codes": Column("int32", (None, 2), ragged=True),
         }
@@ -154,6 +155,7 @@ class Pictures(TaskData):
                     "text": "word " * number,
                     "origin": f"subject {subject} picture {number}",
                     "picture": number,
+                    "voxels": np.random.default_rng([subject, number]).random(5, dtype=np.float32),
                 }
 
     def map_stages(self) -> list[MapStage]:

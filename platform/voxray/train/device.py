@@ -8,12 +8,9 @@ from voxray.core.batch import Batch
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield the batches on `device`. The memory that a batch came in is free when the next one is asked for.
-
-    On a GPU the copy of a batch runs beside the step of the one before it.
-    """
+    """Yield the batches on `device`. On a GPU a batch is copied beside the step of the one before it."""
     if device.type != "cuda":
-        yield from map(_own, batches)
+        yield from batches
         return
     side = torch.cuda.Stream(device)
     waiting: tuple[Batch, torch.cuda.Event] | None = None
@@ -24,7 +21,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
             copied.record(side)
         if waiting is not None:
             yield _ready(*waiting)
-        copied.synchronize()  # the host's memory is written again for the next batch
+        copied.synchronize()  # the host's memory is free for a later batch now
         waiting = moved, copied
     if waiting is not None:
         yield _ready(*waiting)
@@ -44,8 +41,3 @@ def _ready(batch: Batch, copied: torch.cuda.Event) -> Batch:
 
 def _pinned(batch: Batch) -> Batch:
     return batch.mapped(lambda tensor: tensor if tensor.is_pinned() else tensor.pin_memory())
-
-
-def _own(batch: Batch) -> Batch:
-    """Copy what still lies in the data layer's page-locked buffers."""
-    return batch.mapped(lambda tensor: tensor.clone() if tensor.is_pinned() else tensor)

@@ -17,7 +17,7 @@ from voxray.core.registry import task_class
 from voxray.core.run_config import RunConfig
 from voxray.data.dataset import ensure_dataset
 from voxray.data.manifest import load_manifest
-from voxray.data.source import batch_rules, open_source
+from voxray.data.source import batch_rules, choose_transport, open_source
 from voxray.train.length import planned_updates
 from voxray.train.progress import follow
 from voxray.train.run_folder import RunFolder, differences
@@ -33,6 +33,7 @@ class Plan:
     num_val_rows: int
     num_updates: int
     num_parameters: int
+    transport: str  # and why
 
 
 def run_folder(config: RunConfig) -> RunFolder:
@@ -121,7 +122,7 @@ def plan(config: RunConfig) -> Plan:
         for split in ("train", "val")
     )
     updates = sum(planned_updates(source, stage, config) for stage in config.resolved_stages())
-    return Plan(train, val, updates, parameters)
+    return Plan(train, val, updates, parameters, ": ".join(choose_transport(dataset, config.data)))
 
 
 def _epochs(config: dict[str, Any]) -> list[Any]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from voxray.data.formats.radiograph import decode_image
 from voxray.data.inspect import inspect, stats
 from voxray.data.manifest import load_manifest
 from voxray.data.prepare import PrepareReport, leftovers, prepare
-from voxray.data.shards import open_shard
+from voxray.data.reader import ShardReader
 from voxray.data.verify import verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -61,7 +62,7 @@ def refused(raw: Path, out: Path, **values: object) -> list[str]:
 def all_rows(report: PrepareReport) -> dict[str, dict]:
     rows = {}
     for shard in report.manifest.shards:
-        reader = open_shard(report.out / shard.file)
+        reader = ShardReader(report.out / shard.file)
         columns = reader.take(np.arange(reader.num_rows))
         for i, name in enumerate(columns["sample_id"]):
             rows[name] = {"split": shard.split, **{column: values[i] for column, values in columns.items()}}
@@ -396,16 +397,15 @@ def forge(dataset: Path, **changes: object) -> None:
 def test_a_group_that_leaks_and_a_repeated_sample(dataset: Path) -> None:
     manifest = load_manifest(dataset)
     train, test = (next(s for s in manifest.shards if s.split == split) for split in ("train", "test"))
-    (dataset / test.file).write_bytes((dataset / train.file).read_bytes())
-    shards = [
-        vars(s) | ({"bytes": train.bytes, "sha256": train.sha256, "rows": train.rows} if s == test else {})
-        for s in manifest.shards
-    ]
+    for there, here in ((train.file, test.file), (train.index_file, test.index_file)):
+        (dataset / here).write_bytes((dataset / there).read_bytes())
+    same = replace(train, file=test.file, split="test")
+    shards = [asdict(same if s == test else s) for s in manifest.shards]
     rows = sum(shard["rows"] for shard in shards if shard["split"] == "test")
     counts = {split: vars(c) for split, c in manifest.counts.items()} | {"test": {"rows": rows, "groups": 3}}
     forge(dataset, shards=shards, counts=counts)
     problems = verify(dataset)
-    names = open_shard(dataset / train.file).take(np.arange(train.rows), ["sample_id", "patient_id"])
+    names = ShardReader(dataset / train.file).take(np.arange(train.rows), ["sample_id", "patient_id"])
     for name in names["sample_id"]:
         assert any(f"sample '{name}' is in" in problem for problem in problems)
     for name in set(names["patient_id"]):

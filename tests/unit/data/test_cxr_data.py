@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from voxray.core.splits import assign_splits
 from voxray.core.task import BadRow, SynthReport
 from voxray.data.config import SplitsConfig
-from voxray.data.formats.cxr import read_nih
+from voxray.data.formats.cxr import read_radiographs
 from voxray.tasks.cxr_memory import data
 from voxray.tasks.cxr_memory.config import LABELS, Config, CxrPrepareConfig
 
@@ -95,7 +95,7 @@ def test_floor_of_large_images_averages_blocks() -> None:
 
 def test_synth_is_the_nih_layout(tiny: tuple[Path, SynthReport]) -> None:
     out, report = tiny
-    rows = list(read_nih(out, LABELS, "auto"))
+    rows = list(read_radiographs(out, LABELS, "auto"))
     assert report.num_rows == len(rows) == 900
     assert not any(isinstance(row, BadRow) for row in rows)
     assert {row["image_size"] for row in rows} == {64}

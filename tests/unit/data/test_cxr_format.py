@@ -5,17 +5,20 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pydicom.data as examples
 import pytest
 
 from nih_folder import HEADER_2017, HEADER_2020, table_row, write_image, write_nih, write_table
 from voxray.config.errors import InputError
 from voxray.core.task import BadRow
-from voxray.data.formats.cxr import read_nih
+from voxray.data.formats.cxr import read_radiographs
+from voxray.data.formats.radiograph import decode_image
 from voxray.tasks.cxr_memory.config import LABELS
 
 
 def read(folder: Path, image_size: int | str = 16) -> list:
-    return list(read_nih(folder, LABELS, image_size))
+    return list(read_radiographs(folder, LABELS, image_size))
 
 
 def bad(folder: Path) -> BadRow:
@@ -121,7 +124,7 @@ def test_all_missing_columns_at_once(one: Path) -> None:
 
 
 def test_no_table_several_tables_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds none"):
+    with pytest.raises(InputError, match=r"holds none of the known tables.*unlabelled=true"):
         read(tmp_path)
     for name in ("Data_Entry_2017.csv", "Data_Entry_2020.csv"):
         (tmp_path / name).write_text(HEADER_2017)
@@ -193,6 +196,35 @@ def test_the_real_sets(shared_data: Path, name: str, rows: int, size: int) -> No
         table = list(csv.DictReader(file))
     assert positives == {label: sum(row[label] == "1" for row in table) for label in LABELS}
     assert Counter(row["patient_id"] for row in found) == Counter(row["PatientId"] for row in table)
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_folder_written_by_pandas_and_pydicom(tmp_path: Path, quoting: int) -> None:
+    """Quoted cells, floats for whole numbers where a cell is blank, DICOM files beside PNG."""
+    table = pd.DataFrame(
+        {
+            "Image Index": ["a.dcm", "b.png", "c.png"],
+            "Finding Labels": ["Mass|Effusion", "No Finding", None],
+            "Follow-up #": [0, 1, 2],
+            "Patient ID": [13, 13, 14],
+            "Patient Age": [58.0, None, 61.5],
+            "Patient Sex": ["M", "M", "F"],
+            "View Position": ["PA", "AP", "PA"],
+            "OriginalImage[Width,Height]": ["2682,2749"] * 3,
+        }
+    )
+    table.to_csv(tmp_path / "Data_Entry_2017_v2020.csv", index=False, quoting=quoting)
+    for seed, name in enumerate(table["Image Index"][1:]):
+        write_image(tmp_path / name, seed)
+    examples.get_testdata_file("CT_small.dcm", read=True).save_as(tmp_path / "a.dcm")
+    rows = read(tmp_path, "auto")
+    assert [row["patient_id"] for row in rows] == ["13", "13", "14"]
+    assert [row["follow_up"] for row in rows] == [0, 1, 2]
+    np.testing.assert_array_equal([row["age_years"] for row in rows], table["Patient Age"])
+    assert [int(np.nansum(row["labels"])) for row in rows] == [2, 0, 0]
+    assert np.isnan(rows[2]["labels"]).all()
+    assert {row["image_size"] for row in rows} == {16}  # the median of 128, 16, 16
+    assert decode_image(rows[0]["path"], 16).shape == (1, 16, 16)
 
 
 def test_a_damaged_line_is_placed(one: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from voxray.config.errors import InputError
 from voxray.core.task import BadRow, BadRowError
@@ -80,7 +81,7 @@ def test_targets_are_found_by_their_id(tmp_path: Path, save: object) -> None:
         np.testing.assert_array_equal(found["x"], arrays(5)["x"][i], strict=True)
         for name in ("final", "layer_4"):
             expected = clip()[name][position].astype(np.float32)
-            np.testing.assert_array_equal(found[name], expected, strict=True)
+            np.testing.assert_array_equal(found[f"clip_{name}"], expected, strict=True)
 
 
 def test_uncompressed_rows_are_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,8 @@ def test_bad_tables_name_file_and_array(tmp_path: Path, changed: dict, words: st
         ({"final": np.zeros((2, 5))}, r"'final' is <f8 \[2, 5\], not floating point \[3, …\]"),
         ({"final": np.zeros(3)}, r"'final' is <f8 \[3\]"),
         ({"final": np.zeros((3, 2), int)}, r"'final' is <i8 \[3, 2\]"),
-        ({"x": np.zeros((3, 2))}, "an embedding cannot be named 'x'"),
+        ({"nsd_id": np.zeros((3, 1), int)}, r"'nsd_id' is int64 \[3, 1\], not whole numbers"),
+        ({"nsd_id": np.zeros(3)}, r"'nsd_id' is float64 \[3\], not whole numbers"),
     ],
 )
 def test_bad_targets(tmp_path: Path, changed: dict, words: str) -> None:
@@ -241,8 +243,11 @@ def test_the_real_sets(shared_data: Path, file: str, x: str, num_rows: int, num_
         for name, column in (("label", "label"), ("run", "session"), ("source_split", "split")):
             if name in raw:
                 assert [row[column] for row in rows] == raw[name].tolist()
+        pictures = raw.get("stimuli")
     for i in range(0, num_rows, 7):
         np.testing.assert_array_equal(load_fmri(rows[i])["x"], expected[i], strict=True)
+        if pictures is not None:
+            np.testing.assert_array_equal(rows[i]["picture"].read(), np.stack([pictures[i]] * 3, -1))
 
 
 def test_the_rdms_keep_subject_and_session(shared_data: Path) -> None:
@@ -252,6 +257,8 @@ def test_the_rdms_keep_subject_and_session(shared_data: Path) -> None:
     assert (row["subject"], row["session"], row["stimulus_id"]) == ("KO", 1, "stim17")
     with np.load(folder / "hIT_rdms.npz", allow_pickle=False) as raw:
         np.testing.assert_array_equal(load_fmri(row)["x"], raw["rdm"][1, 1, 16])
+    with Image.open(folder / "images" / "stim17.png") as image:
+        np.testing.assert_array_equal(row["picture"].read(), np.asarray(image.convert("RGB")))
 
 
 def test_an_unknown_real_file_says_what_it_holds(shared_data: Path) -> None:

@@ -1,5 +1,6 @@
 """The hypercube reader against files written by h5py and Pillow: values, the table, what is refused."""
 
+import csv
 import pickle
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -58,6 +60,29 @@ def test_a_row_and_its_cube(one: Path) -> None:
     np.testing.assert_array_equal(loaded["cube"], cube())
     np.testing.assert_array_equal(loaded["wavelengths_nm"], NANOMETRES.astype(np.float32))
     assert row.items() <= loaded.items()
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC])
+def test_a_table_that_pandas_wrote(tmp_path: Path, quoting: int) -> None:
+    files = ["P1/a.h5", "P1/b, second eye.h5", "P2/ä.h5"]
+    table = pd.DataFrame(
+        {
+            "ID": [1, 1, 2],
+            "label": ["AMD", 'GA, "late"', "None"],
+            "hs_file": files,
+            "rgb_file": [np.nan, np.nan, np.nan],
+            "age": [70.5, 71.0, np.nan],
+        }
+    )
+    table.to_csv(tmp_path / "dataset.csv", index=False, quoting=quoting)
+    for seed, file in enumerate(files):
+        write_cube(tmp_path / file, cube(seed))
+    rows = read(tmp_path)
+    assert [row["patient_id"] for row in rows] == ["1", "1", "2"]
+    assert [row["label"] for row in rows] == table["label"].tolist()
+    assert [row["rgb_path"] for row in rows] == [""] * 3
+    for seed, row in enumerate(rows):
+        np.testing.assert_array_equal(load_hypercube(row)["cube"], cube(seed))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "uint16", ">f4", "float16"])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxray.config.errors import InputError
-from voxray.core.batch import BatchRules, EpochRequest
+from voxray.core.batch import BatchRules, EpochRequest, as_tensor
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import ReadStage
 from voxray.data import local
@@ -238,11 +238,41 @@ def test_the_threads_ahead_pass_errors_on_and_end_when_the_caller_stops():
     assert threading.active_count() == before
 
 
-def test_an_item_is_not_begun_while_the_caller_uses_the_one_in_its_buffer():
-    """With depth d, item i + d + 1 shares the buffer of item i in a ring of d + 1."""
-    depth, begun = 2, []
-    for index in ahead(lambda i: begun.append(i) or i, 12, depth, threads=2):
-        assert max(begun) <= index + depth
+@settings(max_examples=30, deadline=None)
+@given(held=st.integers(0, 6), seed=st.integers(0, 9))
+def test_memory_is_not_written_while_a_batch_or_a_tensor_of_it_lives(trials, held, seed):
+    """Some batches are kept, as arrays, slices or tensors; all others go. What was kept stays as it was."""
+    kept, copied = [], []
+    for batch in LocalStream(trials, DataConfig(shuffle_mb=0.003)).batches(EpochRequest("train", 4, seed)):
+        if len(kept) <= held:
+            views = [batch["neural"], batch["neural"][1:2, ::2], as_tensor(batch["neural"])]
+            kept.append(views[len(kept) % 3])
+            copied.append(np.array(kept[-1]))
+    for view, copy in zip(kept, copied, strict=True):
+        np.testing.assert_array_equal(np.asarray(view), copy)
+
+
+def test_memory_is_used_again_over_epochs(dataset):
+    stream = LocalStream(dataset)
+    seen = [
+        batch["x"].__array_interface__["data"][0]
+        for epoch in range(6)
+        for batch in stream.batches(EpochRequest("train", 8, 1, epoch=epoch))
+    ]
+    assert len(seen) == 78
+    assert len(set(seen)) <= (local.WINDOWS_AHEAD + 3) * 13
+    assert all(address % 64 == 0 for address in seen)
+
+
+def test_a_column_becomes_a_tensor_without_a_copy_where_that_is_safe():
+    aligned = next(a for a in (np.zeros(64 + i, np.float32) for i in range(999)) if a.ctypes.data % 64 == 0)
+    assert as_tensor(aligned).data_ptr() == aligned.ctypes.data
+    read_only = aligned.view()
+    read_only.flags.writeable = False
+    for values in (aligned[1:], aligned[::2], read_only):
+        tensor = as_tensor(values)
+        assert tensor.data_ptr() != values.ctypes.data
+        assert tensor.tolist() == values.tolist()
 
 
 def test_slow_storage_is_told(monkeypatch, caplog):

@@ -13,6 +13,7 @@ from voxray.data.manifest import (
     ShardInfo,
     Source,
     SplitCounts,
+    Window,
     load_manifest,
     write_manifest,
 )
@@ -26,12 +27,21 @@ SCHEMA = Schema(
     },
     group="patient_id",
 )
+
+
+def shard(name: str, rows: int, size: int, sha256: str) -> ShardInfo:
+    windows = (Window(rows, size - 20, "aa"), Window(rows, size, "bb"))
+    return ShardInfo(
+        f"shards/{name}.arrow", name.split("-", maxsplit=1)[0], rows, size, sha256, windows, "cc"
+    )
+
+
 MANIFEST = Manifest(
     schema=SCHEMA,
     shards=(
-        ShardInfo("shards/train-00000.arrow", "train", 5, 100, "00"),
-        ShardInfo("shards/train-00001.arrow", "train", 4, 90, "11"),
-        ShardInfo("shards/val-00000.arrow", "val", 2, 50, "22"),
+        shard("train-00000", 5, 100, "00"),
+        shard("train-00001", 4, 90, "11"),
+        shard("val-00000", 2, 50, "22"),
     ),
     counts={"val": SplitCounts(2, 1), "train": SplitCounts(9, 3)},
     statistics={"image": {"mean": 0.1234567890123456, "std": 0.25, "count": 144}},

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import Dataset, dcmread
+from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
 
 from voxray.core.task import BadRowError
 from voxray.data.formats.radiograph import decode_image, median_short_side
@@ -118,6 +120,93 @@ def test_dicom_rescale_and_window(tmp_path: Path) -> None:
     assert np.abs(image - expected).max() <= 1
     assert image.min() == 0
     assert image.max() == 255
+
+
+def test_dicom_keeps_the_windows_black_and_white(tmp_path: Path) -> None:
+    """Two images under one window stay comparable, though neither reaches its ends."""
+    raw = np.full((32, 32), 600, np.uint16)
+    raw[:, 16:] = 700
+    tags = {"WindowCenter": 600.5, "WindowWidth": 401, "BitsStored": 12, "HighBit": 11}
+    image = decode_image(write_dicom(tmp_path / "a.dcm", raw, **tags), 32)[0]
+    assert np.unique(image).tolist() == [
+        128,
+        191,
+    ]  # (600 - 600) / 400 + .5 and (700 - 600) / 400 + .5, of 255
+    inverted = tags | {"PhotometricInterpretation": "MONOCHROME1"}
+    image = decode_image(write_dicom(tmp_path / "b.dcm", raw, **inverted), 32)[0]
+    assert np.unique(image).tolist() == [64, 127]
+
+
+def test_dicom_takes_the_first_of_several_windows(tmp_path: Path) -> None:
+    raw = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    one = decode_image(write_dicom(tmp_path / "1.dcm", raw, WindowCenter=300, WindowWidth=200), 32)
+    tags = {"WindowCenter": [300, 800], "WindowWidth": [200, 50]}
+    np.testing.assert_array_equal(decode_image(write_dicom(tmp_path / "2.dcm", raw, **tags), 32), one)
+
+
+def test_dicom_signed_pixels(tmp_path: Path) -> None:
+    raw = RNG.integers(-2048, 2048, (32, 32)).astype(np.int16)
+    tags = {"PixelRepresentation": 1, "RescaleSlope": 0.5, "RescaleIntercept": 10}
+    expected = np.round((raw - raw.min()) * (255.0 / np.ptp(raw.astype(float))))
+    np.testing.assert_array_equal(decode_image(write_dicom(tmp_path / "a.dcm", raw, **tags), 32)[0], expected)
+
+
+@pytest.mark.parametrize("interpretation", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom_padding_is_black_and_sets_no_range(tmp_path: Path, interpretation: str) -> None:
+    raw = RNG.integers(1000, 1200, (32, 32)).astype(np.uint16)
+    raw[:, :5] = 65535
+    tags = {"PixelPaddingValue": 65535, "PhotometricInterpretation": interpretation}
+    image = decode_image(write_dicom(tmp_path / "a.dcm", raw, **tags), 32)[0]
+    assert not image[:, :5].any()
+    inside = raw[:, 5:].astype(float)
+    expected = np.round((inside - inside.min()) * (255.0 / np.ptp(inside)))
+    np.testing.assert_array_equal(
+        image[:, 5:], expected if interpretation == "MONOCHROME2" else 255 - expected
+    )
+
+
+def test_dicom_voi_table(tmp_path: Path) -> None:
+    """A square-root curve as a table (PS3.3 C.11.2.1.1), looked up by hand."""
+    raw = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    curve = np.round(np.sqrt(np.arange(1024) / 1023) * 4095).astype(np.uint16)
+    table = Dataset()
+    table.LUTDescriptor = [1024, 0, 12]
+    table.LUTData = curve.tobytes()
+    image = decode_image(write_dicom(tmp_path / "a.dcm", raw, VOILUTSequence=[table]), 32)[0]
+    np.testing.assert_array_equal(image.ravel(), np.round(curve * (255.0 / 4095)))
+
+
+def test_dicom_compressed_by_pydicom(tmp_path: Path) -> None:
+    raw = RNG.integers(0, 4096, (32, 32)).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", raw, BitsStored=12, HighBit=11)
+    plain = decode_image(path, 32)
+    dataset = dcmread(path)
+    dataset.compress(RLELossless)
+    dataset.save_as(path)
+    assert dcmread(path).file_meta.TransferSyntaxUID == RLELossless
+    np.testing.assert_array_equal(decode_image(path, 32), plain)
+
+
+def test_dicom_in_colour(tmp_path: Path) -> None:
+    rgb = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    luma = rgb @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
+    assert np.abs(decode_image(write_dicom(tmp_path / "a.dcm", rgb, **tags), 32)[0] - luma).max() <= 1
+    with pytest.raises(BadRowError, match="colours of uint16"):
+        decode_image(write_dicom(tmp_path / "b.dcm", rgb.astype(np.uint16), **tags), 32)
+
+
+def test_a_pydicom_sample(tmp_path: Path) -> None:
+    """A scanner's own file that comes with pydicom: signed, rescaled, windowed, padded."""
+    path = Path(get_testdata_file("CT_small.dcm"))
+    dataset = dcmread(path)
+    values = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    image = decode_image(path, 128)[0]
+    assert dataset.pixel_array.shape == image.shape == (128, 128)
+    shown = dataset.pixel_array != dataset.get("PixelPaddingValue", 1 << 20)
+    order = np.argsort(values[shown], kind="stable")
+    assert (np.diff(image[shown][order].astype(int)) >= 0).all()
+    assert not image[~shown].any()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".dcm"])

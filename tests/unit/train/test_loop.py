@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from voxray.config.errors import RunError
 from voxray.core import collectives
+from voxray.core.batch import EpochRequest
 from voxray.testing.sources import ArraySource
 from voxray.testing.spawn import spawn
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
@@ -188,9 +190,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
         assert all(torch.isfinite(v).all() for v in load_file(saved / "model.safetensors").values())
 
 
-def test_steps_counts_updates(tmp_path):
-    run = train(tmp_path, config(steps=7, epochs=10))
-    assert [r["step"] for r in run.records() if r["kind"] == "step"] == list(range(1, 8))
+@pytest.mark.parametrize(("steps", "epochs"), [(7, 10), (23, 1)])
+def test_steps_are_updates_over_as_many_epochs_as_they_take(tmp_path, steps, epochs):
+    run = train(tmp_path, config(steps=steps, epochs=epochs))
+    records = [r for r in run.records() if r["kind"] == "step"]
+    assert [r["step"] for r in records] == list(range(1, steps + 1))
+    per_epoch = source().num_batches(EpochRequest("train", config().training.batch_size, 0))
+    assert records[-1]["epoch"] == (steps - 1) // per_epoch
+
+
+def test_draws_need_steps():
+    values = {"data": {"sampling": "with_replacement"}}
+    with pytest.raises(ValidationError, match=r"stage 'main' needs training\.steps"):
+        TinyConfig.model_validate(values)
+    TinyConfig.model_validate({**values, "training": {"steps": 9}})
+
+
+def test_weights_need_draws():
+    with pytest.raises(ValidationError, match="weights work with sampling=with_replacement alone"):
+        TinyConfig.model_validate({"data": {"weights": "1"}})
 
 
 def test_bf16_autocast_runs_and_stays_near(tmp_path):

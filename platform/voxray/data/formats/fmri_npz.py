@@ -1,29 +1,32 @@
 """fMRI patterns in `.npz` files → raw rows, one per trial: our own layout, and those of three public sets.
 
 The layout is told by the names of the arrays (LAYOUTS). Our own: `<subject>.npz` with x float [N, V], nsd_id
-[N] and session [N], and beside them, where there are targets, `clip.npz` with nsd_id [M] and embeddings
-[M, …]. The sets: Haxby 2001 slices, van Gerven's handwritten digits, Kriegeskorte's dissimilarity matrices.
+[N] and session [N], and beside them, where there are any, `clip.npz` (see `clip_targets`) and NSD's pictures.
+The sets: Haxby 2001 slices, van Gerven's handwritten digits, Kriegeskorte's dissimilarity matrices.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from voxray.config.errors import InputError
 from voxray.core.schema import SPLITS
-from voxray.core.task import BadRow, BadRowError, RawRow
+from voxray.core.task import BadRow, RawRow
+from voxray.data.formats.clip_targets import FILE_NAME as TARGETS
+from voxray.data.formats.clip_targets import ID as TARGET_ID
+from voxray.data.formats.clip_targets import ClipTargets, find_targets, load_targets, read_finite
+from voxray.data.formats.folder import find_files
 from voxray.data.formats.npy import ArrayError, NpzArray, index_npz
-
-TARGETS = "clip.npz"
-TARGET_ID = "nsd_id"
+from voxray.data.formats.pictures import ArrayPicture, FilePicture, NsdPictures
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which arrays a file holds. x [N, V]; the others [N]. Several stimulus columns are joined by `-`."""
+    """Which arrays a file holds. x [N, V]; the others [N]; pictures [N, H, W]. Several stimulus columns are
+    joined by `-`.
+    """
 
     name: str
     x: str
@@ -32,6 +35,7 @@ class Layout:
     session: str | None = None
     label: str | None = None
     split: str | None = None
+    pictures: str | None = None  # uint8, grey
     subject: str | None = None  # all rows are of this one; the file's name where it is None
 
 
@@ -39,10 +43,18 @@ LAYOUTS = (
     Layout("voxray", "x", ("nsd_id",), "nsd", session="session"),
     Layout("haxby blocks", "patterns", ("label",), session="run", label="label", subject="haxby2001_sub001"),
     Layout("haxby volumes", "bold", ("label",), session="run", label="label", subject="haxby2001_sub001"),
-    Layout("digits69", "fmri", ("source_split", "source_row"), label="digit", split="source_split"),
+    Layout(
+        "digits69",
+        "fmri",
+        ("source_split", "source_row"),
+        label="digit",
+        split="source_split",
+        pictures="stimuli",
+    ),
 )
 # x is a matrix of dissimilarities between the stimuli: [subject, session, stimulus, stimulus].
 _RDM, _RDM_SUBJECTS = "rdm", "subject"
+_RDM_PICTURES = "images/stim*.png"
 
 
 def read_fmri_npz(source: Path, pattern: str = "*.npz") -> Iterator[RawRow | BadRow]:
@@ -50,19 +62,20 @@ def read_fmri_npz(source: Path, pattern: str = "*.npz") -> Iterator[RawRow | Bad
 
     A row has sample_id (`<file>/<trial>`), subject, stimulus_id (both text; the stimulus is the group), array
     (where x lies), index, num_voxels, origin; session (int), session_id (text, `<subject>/<session>`, the
-    group where parts differ by run, as in Haxby's set), label (text) and split where the file has them;
-    targets ({name: array}) and target_index where there is a `clip.npz`.
+    group where parts differ by run, as in Haxby's set), label (text), nsd_id (int) and split where the file
+    has them; picture where the file or the folder has it; targets ({column: array}) and target_index where
+    there is a `clip.npz`.
 
     Raises InputError for no file, a damaged one, an unknown layout, and lengths that do not agree.
     """
-    files = _find_files(source, pattern)
-    targets = _Targets(source / TARGETS) if (source / TARGETS).exists() else None
+    files = _find_npz(source, pattern)
+    targets, pictures = find_targets(source), NsdPictures(source)
     for path in files:
         arrays = _index(path)
         if {_RDM, _RDM_SUBJECTS} <= arrays.keys():
             yield from _rdm_rows(path, arrays)
         else:
-            yield from _rows(path, arrays, _layout(path, arrays), targets)
+            yield from _rows(path, arrays, _layout(path, arrays), targets, pictures)
 
 
 def load_fmri(row: RawRow) -> RawRow:
@@ -70,20 +83,17 @@ def load_fmri(row: RawRow) -> RawRow:
 
     Raises BadRowError, naming file and trial, for values that are not finite and files that changed.
     """
-    columns = {"x": _read_row(row, row["array"], row["index"], 1)}
-    for name, array in row.get("targets", {}).items():
-        columns[name] = _read_row(row, array, row["target_index"], len(array.shape) - 1)
-    return row | columns
+    return load_targets(row | {"x": read_finite(row, row["array"], row["index"], 1)})
 
 
-def _find_files(source: Path, pattern: str) -> list[Path]:
+def _find_npz(source: Path, pattern: str) -> list[Path]:
     if not source.is_dir():
         raise InputError(f"'{source}' is no folder; name the folder that holds the .npz files")
     files = [path for path in sorted(source.glob(pattern)) if path.name != TARGETS]
     if not files:
         raise InputError(f"'{source}' holds no {pattern} file of trials; name the folder that holds them")
     root = source.resolve()
-    if outside := [path for path in (*files, source / TARGETS) if not path.resolve().is_relative_to(root)]:
+    if outside := [path for path in files if not path.resolve().is_relative_to(root)]:
         raise InputError(*(f"'{path}' leads out of the folder; copy the file into it" for path in outside))
     return files
 
@@ -97,7 +107,7 @@ def _index(path: Path) -> dict[str, NpzArray]:
 
 def _layout(path: Path, arrays: Mapping[str, NpzArray]) -> Layout:
     for layout in LAYOUTS:
-        wanted = (layout.x, *layout.stimulus, layout.session, layout.label, layout.split)
+        wanted = (layout.x, *layout.stimulus, layout.session, layout.label, layout.split, layout.pictures)
         if all(name in arrays for name in wanted if name):
             return layout
     known = "; ".join(
@@ -111,7 +121,11 @@ def _layout(path: Path, arrays: Mapping[str, NpzArray]) -> Layout:
 
 
 def _rows(
-    path: Path, arrays: Mapping[str, NpzArray], layout: Layout, targets: "_Targets | None"
+    path: Path,
+    arrays: Mapping[str, NpzArray],
+    layout: Layout,
+    targets: ClipTargets | None,
+    nsd_pictures: NsdPictures,
 ) -> Iterator[RawRow | BadRow]:
     x = arrays[layout.x]
     if len(x.shape) != 2 or np.dtype(x.dtype).kind not in "fiu":
@@ -122,6 +136,8 @@ def _rows(
     sessions = column.integers(layout.session) if layout.session else None
     labels = column.text(layout.label) if layout.label else None
     splits = column.splits(layout.split) if layout.split else None
+    nsd_ids = column.integers(TARGET_ID) if layout.stimulus == (TARGET_ID,) else None
+    pictures = column.pictures(layout.pictures) if layout.pictures else None
     for i in range(num_rows):
         row: RawRow = {
             "sample_id": f"{path.stem}/{i:06d}",
@@ -132,16 +148,25 @@ def _rows(
             "num_voxels": num_voxels,
             "origin": f"{path.name} trial {i}",
         }
-        for name, values in (("session", sessions), ("label", labels), ("split", splits)):
+        for name, values in (
+            ("session", sessions),
+            ("label", labels),
+            ("split", splits),
+            ("nsd_id", nsd_ids),
+            ("picture", pictures),
+        ):
             if values is not None:
                 row[name] = values[i]
         if sessions is not None:
             row["session_id"] = f"{row['subject']}/{sessions[i]}"
-        yield targets.add_to(row) if targets and layout.stimulus == (TARGET_ID,) else row
+        if nsd_ids is not None:
+            row = nsd_pictures.add_to(row)
+        yield targets.add_to(row) if targets and nsd_ids is not None else row
 
 
 def _rdm_rows(path: Path, arrays: Mapping[str, NpzArray]) -> Iterator[RawRow]:
     """Yield a row per subject, session and stimulus: its dissimilarities to all stimuli."""
+    pictures = {file.stem: file for file in find_files(path.parent, _RDM_PICTURES)}
     rdm = arrays[_RDM]
     if len(rdm.shape) != 4 or rdm.shape[2] != rdm.shape[3] or np.dtype(rdm.dtype).kind != "f":
         raise InputError(
@@ -152,11 +177,13 @@ def _rdm_rows(path: Path, arrays: Mapping[str, NpzArray]) -> Iterator[RawRow]:
     subjects = _Columns(path, arrays, num_subjects).text(_RDM_SUBJECTS)
     for index in range(num_subjects * num_sessions * num_stimuli):
         subject, session, stimulus = np.unravel_index(index, rdm.shape[:3])
-        place = f"{subjects[subject]}/{session}/stim{stimulus + 1:02d}"
-        yield {
+        name = f"stim{stimulus + 1:02d}"
+        place = f"{subjects[subject]}/{session}/{name}"
+        picture = {"picture": FilePicture(str(pictures[name]))} if name in pictures else {}
+        yield picture | {
             "sample_id": f"{path.stem}/{place}",
             "subject": subjects[subject],
-            "stimulus_id": f"stim{stimulus + 1:02d}",
+            "stimulus_id": name,
             "session": int(session),
             "session_id": f"{subjects[subject]}/{session}",
             "array": rdm,
@@ -191,6 +218,15 @@ class _Columns:
             raise InputError(f"'{self.path}': '{name}' is {values.dtype}, neither text nor whole numbers")
         return values.tolist()
 
+    def pictures(self, name: str) -> list[ArrayPicture]:
+        array = self.arrays[name]
+        if len(array.shape) != 3 or array.shape[0] != self.num_rows or np.dtype(array.dtype) != np.uint8:
+            raise InputError(
+                f"'{self.path}': '{name}' is {array.dtype} {list(array.shape)}, not uint8 pictures "
+                f"[{self.num_rows}, height, width]; save it again"
+            )
+        return [ArrayPicture(array, i) for i in range(self.num_rows)]
+
     def splits(self, name: str) -> list[str]:
         values = self.text(name)
         if unknown := sorted(set(values) - set(SPLITS)):
@@ -208,49 +244,3 @@ class _Columns:
             return array.read()
         except ArrayError as error:
             raise InputError(f"'{self.path}': {error}") from error
-
-
-class _Targets:
-    """The embeddings of the stimuli, found by nsd_id."""
-
-    def __init__(self, path: Path) -> None:
-        self._name = path.name
-        arrays = _index(path)
-        if TARGET_ID not in arrays or len(arrays) < 2:
-            raise InputError(f"'{path}' must hold '{TARGET_ID}' and embeddings, it holds {', '.join(arrays)}")
-        ids = _Columns(path, arrays, int(np.prod(arrays[TARGET_ID].shape))).text(TARGET_ID)
-        self._index_of = {f"nsd{name}": i for i, name in enumerate(ids)}
-        if len(self._index_of) < len(ids):
-            raise InputError(f"'{path}': an entry of '{TARGET_ID}' comes twice; keep one embedding a picture")
-        self._arrays = {name: array for name, array in arrays.items() if name != TARGET_ID}
-        self._check(path, len(ids))
-
-    def _check(self, path: Path, num_ids: int) -> None:
-        for name, array in self._arrays.items():
-            if len(array.shape) < 2 or array.shape[0] != num_ids or np.dtype(array.dtype).kind != "f":
-                raise InputError(
-                    f"'{path}': '{name}' is {array.dtype} {list(array.shape)}, not floating point "
-                    f"[{num_ids}, …], a vector per {TARGET_ID}"
-                )
-        if taken := self._arrays.keys() & {"x", "array", "index", "origin", "subject", "session", "targets"}:
-            raise InputError(f"'{path}': an embedding cannot be named '{min(taken)}'; rename it")
-
-    def add_to(self, row: RawRow) -> RawRow | BadRow:
-        index = self._index_of.get(row["stimulus_id"])
-        if index is None:
-            missing = f"{self._name} has no embedding of '{row['stimulus_id']}'"
-            return BadRow(row["origin"], f"{missing}; add it, or remove the trial")
-        return row | {"targets": self._arrays, "target_index": index}
-
-
-def _read_row(row: Mapping[str, Any], array: NpzArray, index: int, num_axes: int) -> np.ndarray:
-    try:
-        values = array.read_row(index, num_axes).astype(np.float32)
-    except (ArrayError, OSError) as error:
-        raise BadRowError(f"'{array.path}', {row['origin']}: {error}") from error
-    if num_bad := int((~np.isfinite(values)).sum()):
-        raise BadRowError(
-            f"'{array.path}', {row['origin']}: {num_bad} of {values.size} values of '{array.name}' are not "
-            "finite; remove the trial"
-        )
-    return values

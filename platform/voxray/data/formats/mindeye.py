@@ -7,17 +7,16 @@ betas, z-scored per session), `coco73k.npy` (which of the 73,000 pictures), `tri
 
 import io
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from voxray.config.errors import InputError
 from voxray.core.task import BadRow, BadRowError, RawRow
 from voxray.data.formats.npy import read_header
+from voxray.data.formats.pictures import decode_rgb
 from voxray.data.formats.webdataset import as_ids, decode_field, read_member, read_webdataset
 
 NUM_PICTURES = 73_000
@@ -29,8 +28,8 @@ _MAX_NPY_HEADER_BYTES = 4096
 def read_mindeye(source: Path, voxels: str = "nsdgeneral.npy") -> Iterator[RawRow | BadRow]:
     """Yield a row per picture and subject, with the split that the tar's name declares.
 
-    A row has sample_id (`subj01/train/sample000000300`), stimulus_id (text, `nsd` + coco73k), subject, split,
-    trials (list of int, one per repeat), num_unique (int), num_repeats, num_voxels (from the header alone),
+    A row has sample_id (`subj01/train/sample000000300`), nsd_id (coco73k), stimulus_id (`nsd00000`), subject,
+    split, trials (list of int, one per repeat), num_unique (int), num_repeats, num_voxels (from the header),
     voxels_field, and what read_webdataset gives. The group is stimulus_id.
 
     Raises InputError for a tar whose name says neither split nor subject, for a stimulus in two splits, and
@@ -64,7 +63,8 @@ def read_mindeye(source: Path, voxels: str = "nsdgeneral.npy") -> Iterator[RawRo
 
 
 def load_mindeye(row: RawRow) -> RawRow:
-    """Return the row with voxels float32 [repeats, voxels] and image uint8 [height, width, 3] (RGB).
+    """Return the row with voxels float32 [repeats, voxels], image uint8 [height, width, 3] (RGB) and encoded,
+    the image's bytes as they are in the tar.
 
     Raises BadRowError, naming tar and sample, for voxels that are not finite and an image that is damaged.
     """
@@ -76,8 +76,9 @@ def load_mindeye(row: RawRow) -> RawRow:
             f"{row['origin']}: {num_bad} of {voxels.size} values in '{field}' are not finite; remove it"
         )
     image_field = next(name for name in ("jpg", "png") if name in row["members"])
-    image = _decode_rgb(read_member(row, image_field), f"{row['origin']} member '{image_field}'")
-    return row | {"voxels": voxels, "image": image}
+    encoded = read_member(row, image_field)
+    image = decode_rgb(encoded, f"{row['origin']} member '{image_field}'")
+    return row | {"voxels": voxels, "image": image, "encoded": encoded}
 
 
 def _parse_name(tar: Path) -> tuple[str, str]:
@@ -100,6 +101,7 @@ def _metadata(row: RawRow, voxels: str) -> dict[str, Any]:
     if not 1 <= num_unique <= num_repeats:
         raise ValueError(f"'num_uniques.npy' is {num_unique}, but there are {num_repeats} repeats; mend it")
     return {
+        "nsd_id": picture,
         "stimulus_id": f"nsd{picture:05d}",
         "trials": trials,
         "num_unique": num_unique,
@@ -127,13 +129,3 @@ def _voxel_shape(row: RawRow, field: str) -> tuple[int, int]:
             "name another member"
         )
     return header.shape[0], header.shape[1]
-
-
-def _decode_rgb(content: bytes, place: str) -> np.ndarray:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
-                return np.asarray(image.convert("RGB"))
-    except Exception as error:  # decoders raise almost anything on damaged bytes
-        raise BadRowError(f"{place}: the image cannot be read ({error}); replace it") from error

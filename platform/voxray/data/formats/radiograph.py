@@ -8,6 +8,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,13 +21,15 @@ _DICOM_PREAMBLE = 128
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _MAX_SIZED_IMAGES = 256
 _MAX_FRAMES = 1
+_FAR_OUTSIDE = 1e9  # of every stored value, 16 bits and their rescaling
 
 
 def decode_image(path: str | Path, size: int) -> np.ndarray:
     """Return uint8 [1, size, size]: grey, centre-cropped to a square, resized with antialiasing (bicubic).
 
-    Colour becomes luminance, transparency is dropped, 16 bits are scaled to 8, DICOM is shown as its window
-    says. Raises BadRowError, naming the file, when it is missing, truncated, or no image of these kinds.
+    Colour becomes luminance, transparency is dropped, 16 bits are scaled to 8. DICOM is shown as its window
+    says, or else from its darkest to its brightest pixel; what only pads the frame is black.
+    Raises BadRowError, naming the file, when it is missing, truncated, or no image of these kinds.
     """
     try:
         grey = _dicom_to_grey(path) if _is_dicom(path) else _raster_to_grey(path)
@@ -92,8 +95,27 @@ def _dicom_to_grey(path: str | Path) -> Image.Image:
         )
     pixels = dataset.pixel_array
     if pixels.ndim == 3:
-        return Image.fromarray(pixels.astype(np.uint8)).convert("L")
+        if pixels.dtype != np.uint8:
+            raise BadRowError(f"image '{path}' is in colours of {pixels.dtype}; 8 bits a colour are read")
+        return Image.fromarray(pixels).convert("L")
+    padded = _padding(pixels, dataset)
     values = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset).astype(np.float64)
-    low, high = values.min(), values.max()
-    grey = np.round((values - low) * (255.0 / (high - low) if high > low else 0.0)).astype(np.uint8)
-    return Image.fromarray(255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey)
+    if "WindowCenter" in dataset and "VOILUTSequence" not in dataset:
+        # Black and white are the window's, also for an image that does not reach them.
+        low, high = apply_voi_lut(np.array([-_FAR_OUTSIDE, _FAR_OUTSIDE]), dataset)
+    else:
+        shown = values[~padded] if not padded.all() else values
+        low, high = shown.min(), shown.max()
+    grey = np.round((values - low) * (255.0 / (high - low) if high > low else 0.0)).clip(0, 255)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey = 255 - grey
+    return Image.fromarray(np.where(padded, 0, grey).astype(np.uint8))
+
+
+def _padding(pixels: np.ndarray, dataset: Any) -> np.ndarray:
+    """Return where the stored values only fill up the frame (DICOM PS3.3 C.7.5.1.1.2), [H, W] bool."""
+    if dataset.get("PixelPaddingValue") is None:
+        return np.zeros(pixels.shape, dtype=bool)
+    first = int(dataset.PixelPaddingValue)
+    last = int(dataset.get("PixelPaddingRangeLimit", first))
+    return (pixels >= min(first, last)) & (pixels <= max(first, last))

@@ -79,6 +79,17 @@ def load_t15_trial(row: RawRow) -> RawRow:
         raise BadRowError(f"'{row['path']}' {row['trial']}: {error}") from error
 
 
+def load_t15_transcript(row: RawRow) -> str:
+    """Return the trial's text alone, empty without a transcript. Raises BadRowError as `load_t15_trial`."""
+    if not row["has_transcript"]:
+        return ""
+    try:
+        with open_hdf5(row["path"]) as file:
+            return _load_transcript(child_group(file, row["trial"]))
+    except ValueError as error:
+        raise BadRowError(f"'{row['path']}' {row['trial']}: {error}") from error
+
+
 # --- folders and files
 # ----------------------------------------------------------------------------------------
 

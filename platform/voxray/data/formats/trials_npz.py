@@ -20,22 +20,26 @@ _OWN = {"sample_id", "session", "origin", "num_time_steps", "num_units", "index"
 
 
 def read_trials(
-    source: Path, columns: Sequence[str] = (), signals: Sequence[str] = ()
+    source: Path, columns: Sequence[str] = (), signals: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> Iterator[RawRow | BadRow]:
     """Yield a raw row, or why there is none, per trial; files by name, trials in the file's order.
 
     A row has sample_id (`<file>/trial_00000`), session (the file's name without .npz), origin,
-    num_time_steps, num_units, each of `columns` as a number or text (one called `split` declares the split),
-    and index and arrays for `load_trial`, which adds the counts and the arrays named by `signals`.
+    num_time_steps, num_units, each of `columns`, and of `optional` where the file has it, as a number or text
+    (one called `split` declares the split), and index and arrays for `load_trial`, which adds the counts and
+    the arrays named by `signals`.
 
-    Raises InputError when there is no file, or an array is missing, damaged or of another shape.
+    Raises InputError when there is no file, an array is missing, damaged or of another shape, or its name is
+    one of the row's own.
     """
-    assert not _OWN & set(columns), f"the reader itself gives {sorted(_OWN)}"
+    if taken := sorted(_OWN & {*columns, *optional}):
+        raise InputError(f"'{taken[0]}' is what the reader of .npz trials itself gives; name another array")
     for path in _find_files(source):
         try:
             arrays = index_npz(path)
-            num_bins = _check_arrays(arrays, columns, signals)
-            table = {name: arrays[name].read() for name in columns}
+            held = [*columns, *(name for name in optional if name in arrays)]
+            num_bins = _check_arrays(arrays, held, signals)
+            table = {name: arrays[name].read() for name in held}
             lengths = arrays[_LENGTH].read() if _LENGTH in arrays else None
         except ArrayError as error:
             raise InputError(f"{path}: {error}") from error
@@ -114,6 +118,7 @@ def _check_arrays(arrays: Mapping[str, NpzArray], columns: Sequence[str], signal
         if name not in arrays:
             near = difflib.get_close_matches(name, arrays, 1, cutoff=0.8)
             hint = f"is '{near[0]}' meant?" if near else f"it holds: {', '.join(arrays)}"
+            hint += "; name another one in the config" if name != _COUNTS and not near else ""
             raise ArrayError(f"no array '{name}'; {hint}")
     counts = arrays[_COUNTS].shape
     if len(counts) not in (2, 3) or 0 in counts:

@@ -40,7 +40,7 @@ def read_webdataset(
     Raises InputError when there is no tar, or one is damaged, packed, cut off or unsafe.
     """
     for tar in find_tars(source, pattern):
-        yield from _read_tar(source, tar, fields)
+        yield from read_tar(source, tar, fields)
 
 
 def load_sample(row: RawRow) -> RawRow:
@@ -91,7 +91,8 @@ def read_member(row: RawRow, field: str) -> bytes:
 # -------------------------------------------------------------------------------------------------------
 
 
-def _read_tar(source: Path, path: Path, fields: Sequence[str] | None) -> Iterator[RawRow | BadRow]:
+def read_tar(source: Path, path: Path, fields: Sequence[str] | None) -> Iterator[RawRow | BadRow]:
+    """Yield the rows of one tar below `source`; see `read_webdataset`."""
     name = path.relative_to(source).as_posix()
     key: str | None = None
     members: Members = {}
@@ -116,6 +117,21 @@ def _read_tar(source: Path, path: Path, fields: Sequence[str] | None) -> Iterato
         members[field] = (member.offset_data, member.size)
     if key is not None:
         yield _sample(path, name, key, members, problem, fields)
+
+
+def first_members(path: Path) -> Members:
+    """Return the members of a tar's first sample, of any type. Raises as `read_webdataset` does."""
+    key: str | None = None
+    members: Members = {}
+    for member in _members(path):
+        new_key, field = _split_name(member.name)
+        if field is None:
+            continue
+        if key not in (None, new_key):
+            break
+        key = new_key
+        members[field] = (member.offset_data, member.size)
+    return members
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:

@@ -41,6 +41,17 @@ class CxrPrepareConfig(PrepareConfig, frozen=True):
         default="auto",
         description="side of the stored square image in pixels; auto: 224, or less for smaller files",
     )
+    uncertain: Literal["ignore", "zeros", "ones"] = Field(
+        default="ignore",
+        description="what a label of -1 (CheXpert, MIMIC-CXR) becomes; ignore: unknown, it counts in no loss",
+    )
+    views: Literal["all", "frontal", "lateral"] = Field(
+        default="all", description="keep only images of this projection"
+    )
+    unlabelled: bool = Field(
+        default=False,
+        description="read images named as NIH's (00000003_001.png) without a table; all labels unknown",
+    )
 
 
 class CxrDataConfig(DataConfig, frozen=True):

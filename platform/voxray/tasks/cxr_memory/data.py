@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from voxray.core.batch import Batch, Columns
+from voxray.core.batch import Batch, Columns, as_tensor
 from voxray.core.schema import TEXT, Column, Schema
 from voxray.core.splits import assign_splits
 from voxray.core.task import BadRow, MapStage, RawRow, SynthReport
 from voxray.data.config import PrepareConfig, SplitsConfig
-from voxray.data.formats.cxr import NO_FINDING, read_nih
+from voxray.data.formats.cxr import read_radiographs
+from voxray.data.formats.cxr_table import NO_FINDING
 from voxray.data.formats.radiograph import decode_image
 from voxray.metrics.auroc import auroc_per_class
 from voxray.tasks.cxr_memory.config import LABELS, Config, CxrPrepareConfig
@@ -50,8 +51,10 @@ def schema(config: Config) -> Schema:
 
 
 def read_raw(source: Path, config: CxrPrepareConfig) -> Iterator[RawRow | BadRow]:
-    """Yield the rows of a folder in the NIH layout; see `read_nih`."""
-    return read_nih(source, LABELS, config.image_size)
+    """Yield the rows of a folder in any known layout; see `read_radiographs`."""
+    return read_radiographs(
+        source, LABELS, config.image_size, config.uncertain, config.views, config.unlabelled
+    )
 
 
 def map_stages() -> list[MapStage]:
@@ -73,15 +76,15 @@ class CxrBatch(Batch):
 
 def collate(columns: Columns) -> CxrBatch:
     """Turn columns [B, …] into tensors that own aligned memory; rows that only pad get NaN labels."""
-    valid_B = torch.tensor(columns["valid"], dtype=torch.bool)
-    labels_BK = torch.tensor(columns["labels"])
+    valid_B = as_tensor(columns["valid"], dtype=torch.bool)
+    labels_BK = as_tensor(columns["labels"])
     labels_BK[~valid_B] = torch.nan
     return CxrBatch(
         sample_id=columns["sample_id"].tolist(),
         group_id=columns["patient_id"].tolist(),
         valid_B=valid_B,
-        position_B=torch.tensor(columns["position"]),
-        image_BCHW=torch.tensor(columns["image"]),
+        position_B=as_tensor(columns["position"]),
+        image_BCHW=as_tensor(columns["image"]),
         labels_BK=labels_BK,
     )
 

@@ -36,7 +36,7 @@ class CxrMemory(Task):
         return data.schema(self.config)
 
     def read_raw(self, source: Path) -> Iterator[RawRow | BadRow]:
-        """Read the NIH layout."""
+        """Read a folder in the layout of NIH, CheXpert, MIMIC-CXR-JPG, or with a `labels.csv`."""
         return data.read_raw(source, self.config.data.prepare)
 
     def map_stages(self) -> list[MapStage]:

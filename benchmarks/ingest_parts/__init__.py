@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/ingest.py`: modalities, the ways to read them, the measurement and its tables."""

@@ -1,0 +1,73 @@
+"""Memory for batches that is written again once nobody holds what lay in it.
+
+Pages that are touched for the first time cost twice a copy, so buffers are kept. Each is watched by its
+reference count: numpy views and the tensors made from them keep it, and while one lives it is not reused.
+"""
+
+import sys
+import threading
+from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
+
+import numpy as np
+
+from voxray.core.schema import Column
+from voxray.data.shards import inner_shape
+
+ALIGNMENT = 64  # bytes: the same sums, bit for bit, whichever buffer a batch lies in (MKL)
+RAGGED_HEADROOM = 1.25  # a ragged column's batches differ in size
+
+
+class Buffers:
+    """Arrays by column. Threads may share it."""
+
+    def __init__(self, pinned: bool = False) -> None:
+        """Begin without memory; `pinned` memory is page-locked, for copies to a GPU."""
+        self._kept: dict[str, list[np.ndarray]] = {}
+        self._pinned = pinned
+        self._lock = threading.Lock()
+
+    def arrays(self, name: str, column: Column, nums: Sequence[int]) -> list[np.ndarray]:
+        """Return arrays [num, *shape] of a column (of entries, for a ragged one), in one piece of memory.
+
+        They are the caller's while it holds one of them.
+        """
+        if not column.is_tensor:
+            return [np.empty(num, dtype=object) for num in nums]
+        inner = inner_shape(column)
+        row_bytes = prod(inner) * np.dtype(column.dtype).itemsize
+        starts = [0, *accumulate(-(-num * row_bytes // ALIGNMENT) * ALIGNMENT for num in nums)]
+        memory = self._memory(name, starts[-1], column.ragged)
+        return [
+            memory[start : start + num * row_bytes].view(column.dtype).reshape(num, *inner)
+            for start, num in zip(starts, nums, strict=False)
+        ]
+
+    def _memory(self, name: str, size: int, is_ragged: bool) -> np.ndarray:
+        """Return a view of `size` bytes of a buffer that nobody refers to."""
+        with self._lock:
+            kept = self._kept.setdefault(name, [])
+            index = next((i for i in range(len(kept)) if kept[i].size >= size and _is_free(kept, i)), None)
+            if index is None:
+                too_small = (i for i in range(len(kept)) if _is_free(kept, i))
+                if (small := next(too_small, None)) is not None:
+                    kept.pop(small)
+                kept.append(self._new(int(size * RAGGED_HEADROOM) if is_ragged else size))
+                index = -1
+            return kept[index][:size]
+
+    def _new(self, size: int) -> np.ndarray:
+        if not self._pinned:
+            room = np.empty(size + ALIGNMENT, np.uint8)
+            start = -room.__array_interface__["data"][0] % ALIGNMENT
+            # As an array over the room's memory, and not a view of it, it is what later views refer to.
+            return np.frombuffer(room.data[start : start + size], np.uint8)
+        import torch
+
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def _is_free(kept: list[np.ndarray], index: int) -> bool:
+    """Whether nobody but the list refers to a buffer: the list and the call's argument are two."""
+    return sys.getrefcount(kept[index]) == 2

@@ -1,0 +1,1 @@
+"""Flat datasets of other makers → rows: Parquet, WebDataset tars, MosaicML MDS, arrays beside a table."""

@@ -1,0 +1,1 @@
+"""S0: fMRI patterns to CLIP embeddings, and back."""

@@ -1,0 +1,1 @@
+"""Hyperspectral images, of the retina above all."""

@@ -1,0 +1,166 @@
+"""MindEye's rows, one per picture and subject with all its repeats: columns, reading, typed batches.
+
+Synthetic raw files are made in `synth.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from voxray.config.errors import InputError
+from voxray.core.batch import Batch, Columns
+from voxray.core.run_config import RunConfig
+from voxray.core.schema import BYTES, TEXT, Column, Schema
+from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, ReadStage, SynthReport, TaskData
+from voxray.data.formats.clip_targets import PREFIX, find_targets, load_targets
+from voxray.data.formats.mindeye import load_mindeye, read_mindeye
+from voxray.data.formats.pictures import decode_column
+from voxray.tasks.mindeye import synth
+from voxray.tasks.mindeye.config import Config
+
+# Shape letters: B batch, R repeats, V voxels, D target width, H height, W width.
+
+
+@dataclass(frozen=True)
+class MindEyeBatch(Batch):
+    """Voxels [B, R, V] of all repeats (their average: [B, V]), pictures uint8 [B, 3, H, W] where stored.
+
+    targets {final: [B, D], …} are as the raw files have them, not normalised; num_unique [B] says how many of
+    the repeats are different trials, nsd_id [B] which of NSD's 73,000 pictures was seen.
+    """
+
+    voxels_BRV: torch.Tensor
+    num_unique_B: torch.Tensor
+    nsd_id_B: torch.Tensor
+    targets: dict[str, torch.Tensor]
+    image_BCHW: torch.Tensor | None
+    subject: list[str]
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with its tensors on `device`, the targets too."""
+        targets = {name: y.to(device, non_blocking=True) for name, y in self.targets.items()}
+        return replace(super().to(device), targets=targets)
+
+
+class MindEyeData(TaskData):
+    """MindEye's WebDataset tars → rows of one width.
+
+    Which target columns there are, only the raw files tell: `schema` has them once `read_raw` has begun.
+    """
+
+    Config = Config
+    config: Config
+
+    def __init__(
+        self, config: RunConfig, statistics: dict[str, Any] | None = None, schema: Schema | None = None
+    ) -> None:
+        """Take what every task takes; no raw file is known yet."""
+        self._target_columns: dict[str, Column] = {}
+        super().__init__(config, statistics, schema)
+
+    def schema(self) -> Schema:
+        """Ids, voxels [R, V], the picture, and the embeddings of `clip.npz` where the folder has it."""
+        columns = {
+            "sample_id": Column(TEXT),
+            "stimulus_id": Column(TEXT),
+            "nsd_id": Column("int64", unit="0 … 72,999"),
+            "subject": Column(TEXT),
+            "trials": Column("int64", (None,), unit="number of the trial of each repeat"),
+            "num_unique": Column("int32", unit="repeats that are different trials"),
+            "voxels": Column("float32", (None, None), unit="beta, z within the session"),
+        }
+        if self.config.data.prepare.images == "encoded":
+            columns["image"] = Column(BYTES, unit="JPEG or PNG, RGB")
+        elif self.config.data.prepare.images == "pixels":
+            columns["image"] = Column("uint8", (3, None, None), unit="RGB 0-255")
+        return Schema(columns | self._target_columns, group="stimulus_id")
+
+    def read_raw(self, source: Path) -> Iterator[RawRow | BadRow]:
+        """Yield a row per picture and subject; see `read_mindeye`.
+
+        Raises InputError for a subject that is not there, subjects with different numbers of voxels, and what
+        `read_mindeye` refuses.
+        """
+        prepare = self.config.data.prepare
+        targets = find_targets(source)
+        if targets:
+            self._target_columns = targets.columns()
+        width: dict[str, int] = {}
+        seen: set[str] = set()
+        for row in read_mindeye(source, prepare.voxels):
+            if isinstance(row, BadRow):
+                yield row
+                continue
+            seen.add(row["subject"])
+            if prepare.subjects and row["subject"] not in prepare.subjects:
+                continue
+            width.setdefault(row["subject"], row["num_voxels"])
+            _check_same_width(width)
+            yield targets.add_to(row) if targets else row
+        if missing := sorted(set(prepare.subjects) - seen):
+            raise InputError(f"'{source}' has no subject '{missing[0]}'; it has: {', '.join(sorted(seen))}")
+
+    def map_stages(self) -> list[MapStage]:
+        """Read voxels, picture and targets."""
+        return [MapStage("load", partial(_load, images=self.config.data.prepare.images))]
+
+    def read_stages(self) -> list[ReadStage]:
+        """Decode pictures that are stored encoded, to `data.image_size`."""
+        image = self.dataset_schema.columns.get("image")
+        if image is None or image.dtype != BYTES:
+            return []
+        return [ReadStage("decode", partial(decode_images, side=self.config.data.image_size))]
+
+    def synth(self, out: Path, size: str, seed: int) -> SynthReport:
+        """Write a synthetic subject in MindEye's tars."""
+        return synth.synth(out, size, seed)
+
+    def collate(self, columns: Columns) -> MindEyeBatch:
+        """Turn columns [B, …] into tensors that own their memory."""
+        names = [name for name in columns if name.startswith(PREFIX)]
+        image = columns.get("image")
+        return MindEyeBatch(
+            sample_id=columns["sample_id"].tolist(),
+            group_id=columns["stimulus_id"].tolist(),
+            valid_B=torch.tensor(columns["valid"], dtype=torch.bool),
+            position_B=torch.tensor(columns["position"]),
+            voxels_BRV=torch.tensor(columns["voxels"]),
+            num_unique_B=torch.tensor(columns["num_unique"], dtype=torch.int64),
+            nsd_id_B=torch.tensor(columns["nsd_id"], dtype=torch.int64),
+            targets={name.removeprefix(PREFIX): torch.tensor(columns[name]) for name in names},
+            image_BCHW=None if image is None else torch.tensor(image),
+            subject=columns["subject"].tolist(),
+        )
+
+
+def decode_images(columns: Columns, side: int) -> Columns:
+    """Return the columns with image uint8 [B, 3, side, side] instead of encoded bytes."""
+    return {**columns, "image": decode_column(columns["image"], side)}
+
+
+def _check_same_width(width: dict[str, int]) -> None:
+    if len(set(width.values())) > 1:
+        counts = ", ".join(f"{subject} has {num}" for subject, num in width.items())
+        raise InputError(
+            f"subjects differ in their voxels: {counts}; a dataset has one width: choose with "
+            f"subjects={next(iter(width))}"
+        )
+
+
+def _load(row: RawRow, images: str) -> RawRow:
+    """Return the row with its arrays. Raises BadRowError, naming tar and sample."""
+    loaded = load_targets(load_mindeye(row))
+    if len(row["trials"]) != row["num_repeats"]:
+        raise BadRowError(
+            f"{row['origin']}: 'trial.npy' names {len(row['trials'])} trials, but there are "
+            f"{row['num_repeats']} repeats; pack the sample again"
+        )
+    loaded["trials"] = np.array(row["trials"], np.int64)
+    if images == "encoded":
+        return loaded | {"image": loaded["encoded"]}
+    return loaded | {"image": np.ascontiguousarray(loaded["image"].transpose(2, 0, 1))}

@@ -1,0 +1,189 @@
+"""The data of the MindEye task: synthetic tars as the webdataset library reads them, options, batches."""
+
+import filecmp
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from voxray.config.errors import InputError
+from voxray.core.experiment import default_config
+from voxray.core.registry import task_data
+from voxray.core.schema import BYTES, Schema
+from voxray.core.task import BadRow, BadRowError
+from voxray.data.decode import apply_stages
+from voxray.tasks.mindeye import synth
+from voxray.tasks.mindeye.data import MindEyeData
+from voxray.tasks.mindeye.synth import SYNTH_SIZES, SynthSize
+
+SIZE = SynthSize({"train": 30, "val": 5, "test": 12}, 20, 16, 8, 0.5)
+
+
+def make(schema: Schema | None = None, image_size: int = 256, **values: object) -> MindEyeData:
+    keys = {f"data.prepare.{key}": value for key, value in values.items()} | {"data.image_size": image_size}
+    task = task_data("mindeye")(default_config("mindeye", keys, "test").config, schema=schema)
+    assert isinstance(task, MindEyeData)
+    return task
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(SYNTH_SIZES, "tiny", SIZE)
+    monkeypatch.setattr(synth, "ROWS_PER_TAR", 20)
+    make().synth(tmp_path / "raw", "tiny", 0)
+    return tmp_path / "raw"
+
+
+def rows_of(raw: Path, **values: object) -> tuple[Schema, list[dict]]:
+    task = make(**values)
+    rows = list(task.read_raw(raw))
+    return task.schema(), [apply_stages(task.map_stages(), row) for row in rows]
+
+
+def columns_of(schema: Schema, rows: list[dict]) -> dict[str, np.ndarray]:
+    columns = {
+        name: np.stack([row[name] for row in rows])
+        if column.is_tensor
+        else np.array([row[name] for row in rows] + [None], object)[:-1]
+        for name, column in schema.columns.items()
+    }
+    return columns | {"valid": np.ones(len(rows), bool), "position": np.arange(len(rows))}
+
+
+def test_synthetic_tars_are_webdatasets(raw: Path) -> None:
+    wds = pytest.importorskip("webdataset")
+    tars = sorted(str(path) for path in raw.rglob("*.tar"))
+    assert [Path(tar).name for tar in tars] == [
+        "test_subj01_0.tar",
+        "train_subj01_0.tar",
+        "train_subj01_1.tar",
+        "val_subj01_0.tar",
+    ]
+    theirs = list(wds.WebDataset(tars, shardshuffle=False).decode("rgb8"))
+    schema, ours = rows_of(raw, images="pixels")
+    assert len(ours) == len(theirs) == 47
+    for row, sample in zip(ours, theirs, strict=True):
+        assert row["sample_id"].endswith(f"/{sample['__key__']}")
+        np.testing.assert_array_equal(row["voxels"], sample["nsdgeneral.npy"], strict=True)
+        np.testing.assert_array_equal(row["image"], sample["jpg"].transpose(2, 0, 1))
+        np.testing.assert_array_equal(row["trials"], sample["trial.npy"])
+        assert row["nsd_id"] == sample["coco73k.npy"]
+        assert row["num_unique"] == sample["num_uniques.npy"]
+    assert (ours[0]["voxels"].shape, schema.group) == ((3, 20), "stimulus_id")
+    totals = json.loads((raw / "webdataset_avg_split" / "metadata_subj01.json").read_text())["totals"]
+    assert totals == {split: sum(row["split"] == split for row in ours) for split in ("train", "val", "test")}
+
+
+def test_targets_are_those_of_clip_npz(raw: Path) -> None:
+    schema, rows = rows_of(raw)
+    with np.load(raw / "clip.npz") as clip:
+        final = dict(zip(clip["nsd_id"].tolist(), clip["final"], strict=True))
+    assert schema.columns["clip_final"].shape == (768,)
+    for row in rows:
+        np.testing.assert_array_equal(row["clip_final"], final[row["nsd_id"]], strict=True)
+    (raw / "clip.npz").unlink()
+    assert "clip_final" not in rows_of(raw)[0].columns
+
+
+def test_a_batch(raw: Path) -> None:
+    schema, rows = rows_of(raw)
+    assert schema.columns["image"].dtype == BYTES
+    assert all(row["image"].startswith(b"\xff\xd8\xff") for row in rows)
+    task = make(schema, image_size=16)
+    (stage,) = task.read_stages()
+    columns = dict(stage.function(columns_of(schema, rows[:5])))
+    batch = task.collate(columns)
+    assert batch.image_BCHW is not None
+    for image, row in zip(batch.image_BCHW, rows[:5], strict=True):
+        expected = np.asarray(Image.open(io.BytesIO(row["image"]))).transpose(2, 0, 1)
+        np.testing.assert_array_equal(image.numpy(), expected)
+    assert batch.voxels_BRV.shape == (5, 3, 20)
+    torch.testing.assert_close(batch.targets["final"][2], torch.tensor(rows[2]["clip_final"]))
+    assert batch.group_id == [row["stimulus_id"] for row in rows[:5]]
+    assert (batch.num_unique_B.tolist(), batch.subject[0]) == ([3] * 5, "subj01")
+    before = batch.voxels_BRV.clone()
+    columns["voxels"][:] = 0
+    assert batch.voxels_BRV.equal(before)
+    assert batch.to(torch.device("meta")).targets["final"].is_meta
+    assert make(schema, image_size=8).read_stages()[0].function(columns_of(schema, rows))["image"].shape == (
+        47,
+        3,
+        8,
+        8,
+    )
+
+
+def test_a_row_that_only_pads_has_a_black_picture(raw: Path) -> None:
+    schema, rows = rows_of(raw)
+    columns = columns_of(schema, [rows[0], rows[1] | {"image": b""}])
+    images = make(schema, image_size=16).read_stages()[0].function(columns)["image"]
+    assert images[0].any()
+    assert not images[1].any()
+
+
+def test_pictures_can_be_left_out(raw: Path) -> None:
+    schema, rows = rows_of(raw, images="none")
+    assert "image" not in schema.columns
+    assert make(schema).read_stages() == []
+    assert make(schema).collate(columns_of(schema, rows)).image_BCHW is None
+
+
+def test_subjects_of_different_widths(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SYNTH_SIZES, "tiny", SynthSize({"train": 3, "val": 1, "test": 2}, 9, 16, 8, 0.5))
+    make().synth(tmp_path / "other", "tiny", 5)
+    for path in (tmp_path / "other").rglob("train_*.tar"):
+        path.rename(raw / "webdataset_avg_split" / "train" / "train_subj02_0.tar")
+    (raw / "clip.npz").unlink()
+    with pytest.raises(InputError, match=r"subj01 has 20, subj02 has 9; .* subjects=subj01"):
+        rows_of(raw)
+    assert len(rows_of(raw, subjects=["subj02"])[1]) == 3
+    with pytest.raises(InputError, match="no subject 'subj07'; it has: subj01, subj02"):
+        rows_of(raw, subjects=["subj07"])
+
+
+def test_rows_that_cannot_be_used(raw: Path) -> None:
+    with np.load(raw / "clip.npz") as clip:
+        arrays = dict(clip)
+    np.savez(raw / "clip.npz", nsd_id=arrays["nsd_id"][1:], final=arrays["final"][1:])
+    (bad,) = [row for row in make().read_raw(raw) if isinstance(row, BadRow)]
+    assert "has no embedding of 'nsd" in bad.reason
+    task = make()
+    row = next(row for row in task.read_raw(raw) if not isinstance(row, BadRow))
+    with pytest.raises(BadRowError, match=r"'trial\.npy' names 2 trials, but there are 3 repeats"):
+        apply_stages(task.map_stages(), row | {"trials": [1, 2]})
+
+
+def test_the_same_seed_writes_the_same_bytes(raw: Path, tmp_path: Path) -> None:
+    report = make().synth(tmp_path / "again", "tiny", 0)
+    names = [str(path.relative_to(raw)) for path in raw.rglob("*") if path.is_file()]
+    assert len(names) == 6
+    assert len(filecmp.cmpfiles(raw, tmp_path / "again", names, shallow=False)[0]) == 6
+    make().synth(tmp_path / "other", "tiny", 1)
+    equal = filecmp.cmpfiles(raw, tmp_path / "other", names, shallow=False)[0]
+    assert equal == ["webdataset_avg_split/metadata_subj01.json"]
+    assert report.num_rows == 47
+    with tarfile.open(raw / "webdataset_avg_split/val/val_subj01_0.tar") as tar:
+        assert {member.name.partition(".")[2] for member in tar} == {
+            "coco73k.npy",
+            "jpg",
+            "nsdgeneral.npy",
+            "num_uniques.npy",
+            "trial.npy",
+        }
+
+
+def test_tiny_is_small_and_honest(tmp_path: Path) -> None:
+    report = make().synth(tmp_path, "tiny", 0)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 20e6
+    assert report.metric == "r1_of_100"
+    assert report.chance < report.floor < report.oracle <= 1
+
+
+def test_full_has_subject_1s_numbers() -> None:
+    full = SYNTH_SIZES["full"]
+    assert (full.rows, full.num_voxels) == ({"train": 8559, "val": 300, "test": 982}, 15_724)
