@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from voxray.config.errors import InputError
-from voxray.core.batch import Batch, Columns
+from voxray.core.batch import Batch, Columns, as_tensor
 from voxray.core.schema import TEXT, Column, Schema
 from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, SynthReport, TaskData
 from voxray.data.formats.nwb import read_trials as read_nwb_trials
@@ -91,19 +91,19 @@ class BrainTextData(TaskData):
         return synth(out, size, seed)
 
     def collate(self, columns: Columns) -> BrainTextBatch:
-        """Turn padded columns into tensors that own their memory."""
-        valid_B = torch.tensor(columns["valid"], dtype=torch.bool)
+        """Turn padded columns into tensors."""
+        valid_B = as_tensor(columns["valid"], dtype=torch.bool)
         text = [str(text) if valid else "" for text, valid in zip(columns["text"], valid_B, strict=True)]
         return BrainTextBatch(
             sample_id=columns["sample_id"].tolist(),
             group_id=columns["group"].tolist(),
             valid_B=valid_B,
-            position_B=torch.tensor(columns["position"]),
-            neural_BTF=torch.tensor(columns["neural"]),
-            num_time_steps_B=torch.tensor(columns["neural.length"]),
-            phonemes_BL=torch.tensor(columns["phonemes"], dtype=torch.int64),
-            num_phonemes_B=torch.tensor(columns["phonemes.length"]) * valid_B,
-            day_B=torch.tensor(columns["day"], dtype=torch.int64),
+            position_B=as_tensor(columns["position"]),
+            neural_BTF=as_tensor(columns["neural"]),
+            num_time_steps_B=as_tensor(columns["neural.length"]),
+            phonemes_BL=as_tensor(columns["phonemes"], dtype=torch.int64),
+            num_phonemes_B=as_tensor(columns["phonemes.length"]) * valid_B,
+            day_B=as_tensor(columns["day"], dtype=torch.int64),
             session=columns["session"].tolist(),
             text=text,
         )

@@ -75,7 +75,7 @@ class CxrBatch(Batch):
 
 
 def collate(columns: Columns) -> CxrBatch:
-    """Turn columns [B, …] into tensors that own aligned memory; rows that only pad get NaN labels."""
+    """Turn columns [B, …] into tensors; rows that only pad get NaN labels."""
     valid_B = as_tensor(columns["valid"], dtype=torch.bool)
     labels_BK = as_tensor(columns["labels"])
     labels_BK[~valid_B] = torch.nan

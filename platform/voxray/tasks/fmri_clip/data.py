@@ -4,16 +4,16 @@ Synthetic raw files are made in `synth.py`.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 
 from voxray.config.errors import InputError
-from voxray.core.batch import Batch, Columns
+from voxray.core.batch import Batch, Columns, as_tensor
 from voxray.core.run_config import RunConfig
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import BadRow, MapStage, RawRow, ReadStage, SynthReport, TaskData
@@ -48,11 +48,6 @@ class FmriClipBatch(Batch):
     stimulus_id: list[str]
     subject: list[str]
     label: list[str]
-
-    def to(self, device: torch.device) -> Self:
-        """Return the batch with its tensors on `device`, the targets too."""
-        targets = {name: y.to(device, non_blocking=True) for name, y in self.targets.items()}
-        return replace(super().to(device), targets=targets)
 
 
 class FmriClipData(TaskData):
@@ -134,19 +129,19 @@ class FmriClipData(TaskData):
         return synth.synth(out, size, seed)
 
     def collate(self, columns: Columns) -> FmriClipBatch:
-        """Turn columns [B, …] into tensors that own their memory; targets get unit length."""
+        """Turn columns [B, …] into tensors; targets get unit length."""
         names = [name for name in columns if name.startswith(PREFIX)]
         image = columns.get("image")
         return FmriClipBatch(
             sample_id=columns["sample_id"].tolist(),
             group_id=columns[self.dataset_schema.group].tolist(),
-            valid_B=torch.tensor(columns["valid"], dtype=torch.bool),
-            position_B=torch.tensor(columns["position"]),
-            x_BV=torch.tensor(columns["x"]),
+            valid_B=as_tensor(columns["valid"], dtype=torch.bool),
+            position_B=as_tensor(columns["position"]),
+            x_BV=as_tensor(columns["x"]),
             targets={name.removeprefix(PREFIX): _unit_rows(columns[name]) for name in names},
-            nsd_id_B=torch.tensor(columns["nsd_id"], dtype=torch.int64),
-            session_B=torch.tensor(columns["session"], dtype=torch.int64),
-            image_BCHW=None if image is None else torch.tensor(image),
+            nsd_id_B=as_tensor(columns["nsd_id"], dtype=torch.int64),
+            session_B=as_tensor(columns["session"], dtype=torch.int64),
+            image_BCHW=None if image is None else as_tensor(image),
             stimulus_id=columns["stimulus_id"].tolist(),
             subject=columns["subject"].tolist(),
             label=columns["label"].tolist(),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from voxray.core.batch import Batch, Columns
+from voxray.core.batch import Batch, Columns, as_tensor
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, SynthReport, TaskData
 from voxray.data.formats.cube_files import NPY_SUFFIX, load_npy_cube, read_cube_files
@@ -99,17 +99,17 @@ class HyperspectralData(TaskData):
         return synth(out, size, seed)
 
     def collate(self, columns: Columns) -> HyperspectralBatch:
-        """Turn columns into tensors that own their memory; no pixel of a row that only pads is valid."""
-        valid_B = torch.tensor(columns["valid"], dtype=torch.bool)
+        """Turn columns into tensors; no pixel of a row that only pads is valid."""
+        valid_B = as_tensor(columns["valid"], dtype=torch.bool)
         return HyperspectralBatch(
             sample_id=columns["sample_id"].tolist(),
             group_id=columns["group"].tolist(),
             valid_B=valid_B,
-            position_B=torch.tensor(columns["position"]),
-            cube_BCHW=torch.tensor(columns["cube"]),
-            wavelengths_BC=torch.tensor(columns["wavelengths_nm"]),
-            measured_BHW=torch.tensor(columns["measured"], dtype=torch.bool) & valid_B[:, None, None],
-            classes_BHW=torch.tensor(columns["classes"]),
+            position_B=as_tensor(columns["position"]),
+            cube_BCHW=as_tensor(columns["cube"]),
+            wavelengths_BC=as_tensor(columns["wavelengths_nm"]),
+            measured_BHW=as_tensor(columns["measured"], dtype=torch.bool) & valid_B[:, None, None],
+            classes_BHW=as_tensor(columns["classes"]),
             label=columns["label"].tolist(),
             rgb=columns["rgb"].tolist(),
         )

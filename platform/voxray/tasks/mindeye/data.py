@@ -4,16 +4,16 @@ Synthetic raw files are made in `synth.py`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 
 from voxray.config.errors import InputError
-from voxray.core.batch import Batch, Columns
+from voxray.core.batch import Batch, Columns, as_tensor
 from voxray.core.run_config import RunConfig
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, ReadStage, SynthReport, TaskData
@@ -40,11 +40,6 @@ class MindEyeBatch(Batch):
     targets: dict[str, torch.Tensor]
     image_BCHW: torch.Tensor | None
     subject: list[str]
-
-    def to(self, device: torch.device) -> Self:
-        """Return the batch with its tensors on `device`, the targets too."""
-        targets = {name: y.to(device, non_blocking=True) for name, y in self.targets.items()}
-        return replace(super().to(device), targets=targets)
 
 
 class MindEyeData(TaskData):
@@ -127,13 +122,13 @@ class MindEyeData(TaskData):
         return MindEyeBatch(
             sample_id=columns["sample_id"].tolist(),
             group_id=columns["stimulus_id"].tolist(),
-            valid_B=torch.tensor(columns["valid"], dtype=torch.bool),
-            position_B=torch.tensor(columns["position"]),
-            voxels_BRV=torch.tensor(columns["voxels"]),
-            num_unique_B=torch.tensor(columns["num_unique"], dtype=torch.int64),
-            nsd_id_B=torch.tensor(columns["nsd_id"], dtype=torch.int64),
-            targets={name.removeprefix(PREFIX): torch.tensor(columns[name]) for name in names},
-            image_BCHW=None if image is None else torch.tensor(image),
+            valid_B=as_tensor(columns["valid"], dtype=torch.bool),
+            position_B=as_tensor(columns["position"]),
+            voxels_BRV=as_tensor(columns["voxels"]),
+            num_unique_B=as_tensor(columns["num_unique"], dtype=torch.int64),
+            nsd_id_B=as_tensor(columns["nsd_id"], dtype=torch.int64),
+            targets={name.removeprefix(PREFIX): as_tensor(columns[name]) for name in names},
+            image_BCHW=None if image is None else as_tensor(image),
             subject=columns["subject"].tolist(),
         )
 
