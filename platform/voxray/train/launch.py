@@ -15,7 +15,7 @@ from voxray.config.provenance import write_provenance
 from voxray.config.resolve import Resolved
 from voxray.core.registry import task_class
 from voxray.core.run_config import RunConfig
-from voxray.data.dataset import ensure_dataset
+from voxray.data.dataset import dataset_path, ensure_dataset
 from voxray.data.manifest import load_manifest
 from voxray.data.source import batch_rules, choose_transport, open_source
 from voxray.train.length import planned_updates
@@ -166,14 +166,15 @@ def scaling(config: RunConfig) -> Any:
     gpus = scale.gpus_per_worker
     if gpus == "auto":
         gpus = 1.0 if there.get("GPU", 0) >= scale.num_workers else 0.0
-    # One CPU more than the workers': without it Ray Data's read tasks never start and all wait for ever.
-    needed = {"CPU": scale.num_workers * scale.cpus_per_worker + 1, "GPU": scale.num_workers * gpus}
+    # Read tasks need a CPU beside the workers': without it they never start, and all wait for ever.
+    reading = 1 if choose_transport(dataset_path(config), config.data)[0] == "stream" else 0
+    needed = {"CPU": scale.num_workers * scale.cpus_per_worker + reading, "GPU": scale.num_workers * gpus}
     for name, amount in needed.items():
         if amount > there.get(name, 0):
             raise InputError(
-                f"scale.num_workers={scale.num_workers} needs {amount:g} {name}, one CPU for reading "
-                f"included; Ray has {there.get(name, 0):g}; lower scale.num_workers "
-                f"or scale.{name.lower()}s_per_worker"
+                f"scale.num_workers={scale.num_workers} needs {amount:g} {name}"
+                f"{', one of them for data.transport=stream' if reading and name == 'CPU' else ''}; Ray has "
+                f"{there.get(name, 0):g}; lower scale.num_workers or scale.{name.lower()}s_per_worker"
             )
     resources = {"CPU": scale.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
     return ScalingConfig(num_workers=scale.num_workers, use_gpu=gpus > 0, resources_per_worker=resources)

@@ -40,21 +40,28 @@ def experiment(dataset, tmp_path):
     return make
 
 
+def here() -> str:
+    """The address of this session's Ray, as another one may run on the machine."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
 def task_counts() -> Counter:
     from ray.util.state import list_tasks
 
-    return Counter(task.name for task in list_tasks(limit=10_000))
+    return Counter(task.name for task in list_tasks(address=here(), limit=10_000))
 
 
 def test_two_workers_train_on_what_ray_data_read(experiment):
     from ray.util.state import list_actors
 
-    before, actors_before = task_counts(), {a.actor_id for a in list_actors()}
-    resolved = experiment(scale__num_workers=2)
+    before, actors_before = task_counts(), {a.actor_id for a in list_actors(address=here())}
+    resolved = experiment(scale__num_workers=2, data__transport="stream")
     run = launch(resolved, "auto", QUIET)
     # From Ray's own state: read tasks of our windows ran, and two Ray Train workers lived.
     assert task_counts()["ReadVoxrayWindows"] > before["ReadVoxrayWindows"]
-    new = [a for a in list_actors() if a.actor_id not in actors_before]
+    new = [a for a in list_actors(address=here()) if a.actor_id not in actors_before]
     assert sum("TrainWorker" in a.class_name for a in new) == 2
     ranks = [r for r in run.records() if r["kind"] == "rank"]
     assert [r["rank"] for r in ranks] == [0, 1]
@@ -100,8 +107,10 @@ def test_an_attempt_that_failed_at_once_may_be_corrected(experiment, tmp_path):
 
 
 def test_more_workers_than_the_cluster_holds_is_an_input_error(experiment):
-    with pytest.raises(InputError, match="needs 10 CPU"):
+    with pytest.raises(InputError, match="needs 9 CPU; Ray has 4; lower"):
         launch(experiment(scale__num_workers=9), "auto", QUIET)
+    with pytest.raises(InputError, match=r"needs 5 CPU, one of them for data\.transport=stream; Ray has 4"):
+        launch(experiment(scale__num_workers=4, data__transport="stream"), "auto", QUIET)
 
 
 def test_a_damaged_shard_is_named(experiment, dataset, tmp_path):
@@ -113,7 +122,7 @@ def test_a_damaged_shard_is_named(experiment, dataset, tmp_path):
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    with pytest.raises((InputError, RunError), match=rf"{shard.name} is damaged"):
+    with pytest.raises((InputError, RunError), match=rf"{shard.name}' is damaged"):
         launch(experiment(data__path=str(copy)), "auto", QUIET)
 
 
