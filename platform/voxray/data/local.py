@@ -25,7 +25,8 @@ from voxray.data.shard_cache import ShardCache
 from voxray.data.store import Store
 
 T = TypeVar("T")
-WINDOWS_AHEAD = 2  # gathered by the background threads while the caller uses one
+WINDOWS_AHEAD = 2  # gathered in the background while the caller uses one
+LARGE_WINDOW_MB = 24.0
 GATHERED_MB, MAX_GATHERED = 16.0, 64  # of batches that are gathered at a time
 SLOW_S = 30.0  # waiting longer for one batch is told
 GATHER_THREADS, MAX_STAGE_THREADS = 2, 8
@@ -67,13 +68,16 @@ class LocalStream:
         """Yield this worker's slice of each global batch, from `request.start_batch` on."""
         plan = replace(self.plan(request), batches_per_window=self._batches_at_once(request))
         windows = plan.windows()
-        threads = self._threads()
+        threads, depth = self._threads(), WINDOWS_AHEAD
+        if self._window_mb(plan) > LARGE_WINDOW_MB and not self._stages:
+            # One at a time, by all threads together: several of them would take much memory.
+            plan, threads, depth = replace(plan, copy_threads=threads), 1, 1
         last_span = -1
 
         def gather(index: int) -> Window:
             return plan.gather(windows[index], self._buffers)
 
-        for index, window in enumerate(ahead(gather, len(windows), WINDOWS_AHEAD + threads - 1, threads)):
+        for index, window in enumerate(ahead(gather, len(windows), depth + threads - 1, threads)):
             if self._cache is not None and (span := plan.order.span_of(windows[index].start)) != last_span:
                 plan.fetch_span(span + 1)
                 last_span = span
@@ -123,6 +127,11 @@ class LocalStream:
             cache=self._cache,
             stages=self._stages,
         )
+
+    def _window_mb(self, plan: EpochPlan) -> float:
+        request = plan.order.request
+        rows = -(-request.batch_size // self._world_size) * plan.batches_per_window
+        return rows * self._row_mb(request.split)
 
     def _batches_at_once(self, request: EpochRequest) -> int:
         """Small batches are gathered several at a time, which costs less for each; decoded ones are not."""

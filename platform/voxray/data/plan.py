@@ -6,7 +6,9 @@ A window is the unit of reading: a worker's rows of some consecutive batches, ga
 import resource
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from voxray.data.store import Store
 
 VALID, POSITION = "valid", "position"
 _MAX_OPEN_SHARDS = 4096
+SHARED_BYTES = 1 << 20  # of a batch; copying less is not worth waking another thread
 # Threads of one process share an order's spans, which are worked out when first asked for.
 _ORDER_LOCK = threading.Lock()
 
@@ -118,6 +121,7 @@ class EpochPlan:
     on_error: str  # fail | quarantine
     cache: ShardCache | None = None
     stages: tuple[ReadStage, ...] = ()
+    copy_threads: int = 1
     _here: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -209,7 +213,7 @@ class EpochPlan:
     ) -> dict[str, np.ndarray]:
         """Write one batch's rows and return its columns; rows that cannot be used become zero or empty."""
         room = {name: np.full(len(own), own.max(initial=0)) for name, own in lengths.items()}
-        copy_rows(rows.sound(), Gathered(arrays, lengths, room), self.columns)
+        self._copy(rows.sound(), Gathered(arrays, lengths, room))
         columns: dict[str, np.ndarray] = {}
         (broken,) = np.nonzero(rows.which < 0)
         for name, array in arrays.items():
@@ -220,6 +224,20 @@ class EpochPlan:
                 array[broken] = {TEXT: "", BYTES: b""}.get(self.columns[name].dtype, 0)
             columns[name] = array
         return columns
+
+    def _copy(self, rows: RowsOfWindows, out: Gathered) -> None:
+        """Copy rows into `out`, with several threads where there is much: one does not fill the memory's
+        bandwidth.
+        """
+        num_bytes = sum(array.nbytes for array in out.arrays.values())
+        if self.copy_threads == 1 or num_bytes < SHARED_BYTES:
+            copy_rows(rows, out, self.columns)
+            return
+        first, *others = rows.shares(self.copy_threads)
+        begun = [_helpers().submit(copy_rows, share, out, self.columns) for share in others]
+        copy_rows(first, out, self.columns)
+        for share in begun:
+            share.result()
 
     def _open(self, rows: IntArray) -> tuple[RowsOfWindows, tuple[str, ...]]:
         """Return the rows' windows, -1 for a row whose window cannot be used, and why it cannot."""
@@ -240,3 +258,9 @@ class EpochPlan:
             windows.append(found)
         which = index_of_number[np.searchsorted(numbers, number_of_row)]
         return RowsOfWindows(windows, which, local, np.arange(len(rows))), tuple(faults)
+
+
+@lru_cache(maxsize=1)
+def _helpers() -> ThreadPoolExecutor:
+    """Return the threads that help to copy."""
+    return ThreadPoolExecutor(thread_name_prefix="voxray-copy")

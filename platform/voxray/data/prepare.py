@@ -4,6 +4,7 @@ Everything is written to a hidden folder beside the final one, the manifest last
 name never holds half a dataset. The same raw files and options give byte-identical shards.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -23,7 +24,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from voxray.config.errors import InputError
-from voxray.core.schema import SPLITS, Column, Schema
+from voxray.core.schema import BYTES, SPLITS, Column, Schema
 from voxray.core.splits import assign_splits
 from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, TaskData
 from voxray.data.decode import ShardJob, apply_stages, write_planned_shard
@@ -41,10 +42,11 @@ from voxray.data.manifest import (
     write_manifest,
 )
 from voxray.data.raw import has_networks, raw_rows, row_stages
-from voxray.data.shards import row_bytes
+from voxray.data.shards import row_bytes, value_bytes
 from voxray.data.statistics import Sums, add, statistics_of
 
 MAX_BAD_ROWS_SHOWN = 20
+SAMPLED_ROWS = 16  # decoded to learn how large rows are, where they differ
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _TABLE_SUFFIXES = (
     ".csv",
@@ -90,8 +92,9 @@ def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | Non
     splits = _split_rows(task, rows, task.schema())
     added = add_columns(task, rows) if has_networks(task) else AddedColumns()
     schema = _resolved_schema(task, rows, added.stages)
-    shards = _plan_shards(task, splits, schema)
-    num_bytes = len(rows) * row_bytes(schema)
+    mean_bytes = _mean_row_bytes(task, rows, schema, added.stages)
+    shards = _plan_shards(task, splits, mean_bytes)
+    num_bytes = len(rows) * mean_bytes
     _check_free_space(out, num_bytes)
     fingerprint = _fingerprint(source)
     folder = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
@@ -222,9 +225,22 @@ def _split_rows(task: TaskData, rows: Sequence[RawRow], schema: Schema) -> np.nd
     return np.array([split_of_group[group] for group in groups])
 
 
-def _plan_shards(task: TaskData, split_of_row: np.ndarray, schema: Schema) -> list[_PlannedShard]:
+def _mean_row_bytes(task: TaskData, rows: Sequence[RawRow], schema: Schema, added: Sequence[MapStage]) -> int:
+    """Return the bytes of a row on disk; where rows differ in size, the mean of some, evenly spaced."""
+    if not any(column.ragged or column.dtype == BYTES for column in schema.columns.values()):
+        return row_bytes(schema)
+    stages = [*row_stages(task), *added]
+    sizes: list[int] = []
+    for index in np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED_ROWS), dtype=int).tolist():
+        with contextlib.suppress(BadRowError):
+            made = apply_stages(stages, rows[index])
+            sizes.append(sum(value_bytes(made[name], column) for name, column in schema.columns.items()))
+    return max(1, sum(sizes) // len(sizes)) if sizes else row_bytes(schema)
+
+
+def _plan_shards(task: TaskData, split_of_row: np.ndarray, row_bytes: int) -> list[_PlannedShard]:
     """Cut each split, in reading order, into equal shards of at most `shard_mb`."""
-    rows_per_shard = max(1, int(task.config.data.prepare.shard_mb * 1e6) // row_bytes(schema))
+    rows_per_shard = max(1, int(task.config.data.prepare.shard_mb * 1e6) // row_bytes)
     planned = []
     for split in SPLITS:
         (rows,) = np.nonzero(split_of_row == split)

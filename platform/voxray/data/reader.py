@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,14 @@ class RowsOfWindows:
         return [
             RowsOfWindows(self.windows, self.which[end - n : end], self.local[end - n : end], np.arange(n))
             for n, end in zip(sizes, ends, strict=True)
+        ]
+
+    def shares(self, num: int) -> list["RowsOfWindows"]:
+        """Return the rows in `num` parts of about equal size, with the places they have."""
+        bounds = np.linspace(0, len(self.which), num + 1).astype(int).tolist()
+        return [
+            RowsOfWindows(self.windows, self.which[a:b], self.local[a:b], self.places[a:b])
+            for a, b in pairwise(bounds)
         ]
 
     def sound(self) -> "RowsOfWindows":

@@ -88,7 +88,7 @@ def _windows_of(rows: Iterable[Mapping[str, Any]], schema: Schema) -> Iterator[l
     batch: list[Mapping[str, Any]] = []
     num_bytes = 0
     for row in rows:
-        size = sum(_size(row[name], column) for name, column in schema.columns.items())
+        size = sum(value_bytes(row[name], column) for name, column in schema.columns.items())
         if batch and (len(batch) == MAX_ROWS_PER_WINDOW or num_bytes + size > MAX_BYTES_PER_WINDOW):
             yield batch
             batch, num_bytes = [], 0
@@ -98,7 +98,8 @@ def _windows_of(rows: Iterable[Mapping[str, Any]], schema: Schema) -> Iterator[l
         yield batch
 
 
-def _size(value: Any, column: Column) -> int:
+def value_bytes(value: Any, column: Column) -> int:
+    """Return the bytes of one value on disk."""
     if not column.is_tensor:
         return len(value)
     return np.size(value) * np.dtype(column.dtype).itemsize
