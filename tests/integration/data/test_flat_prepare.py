@@ -34,7 +34,7 @@ SPLITS = {"splits.train": 0.7, "splits.val": 0.3, "splits.test": 0.0}
 
 def run(source: Path, out: Path, **values: object) -> PrepareReport:
     """Prepare with several shards, so that several tasks read parts of the same files."""
-    chosen = {"shard_mb": 0.1, **SPLITS, **values}
+    chosen = {"shard_mb": 0.0015, **SPLITS, **values}
     config = default_config(TASK, {f"data.prepare.{key}": value for key, value in chosen.items()}, "test")
     return prepare(task_data(TASK)(config.config), source, out)
 

@@ -75,7 +75,7 @@ def test_haxbys_runs_are_kept_apart(shared_data: Path, tmp_path: Path) -> None:
 
 def test_the_digits_keep_their_declared_split(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "fmri" / "digits69"
-    manifest, rows = check("fmri_clip", folder, tmp_path / "ds", image_size=28, shard_mb=1.5)
+    manifest, rows = check("fmri_clip", folder, tmp_path / "ds", image_size=28, shard_mb=0.4)
     assert manifest.schema.columns["image"].dtype == BYTES
     assert manifest.schema.columns["x"].shape == (3092,)
     with np.load(folder / "digits69.npz") as raw:

@@ -106,9 +106,6 @@ def test_a_batch(raw: Path) -> None:
     torch.testing.assert_close(batch.targets["final"][2], torch.tensor(rows[2]["clip_final"]))
     assert batch.group_id == [row["stimulus_id"] for row in rows[:5]]
     assert (batch.num_unique_B.tolist(), batch.subject[0]) == ([3] * 5, "subj01")
-    before = batch.voxels_BRV.clone()
-    columns["voxels"][:] = 0
-    assert batch.voxels_BRV.equal(before)
     assert batch.to(torch.device("meta")).targets["final"].is_meta
     assert make(schema, image_size=8).read_stages()[0].function(columns_of(schema, rows))["image"].shape == (
         47,
