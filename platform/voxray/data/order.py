@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from voxray.config.errors import InputError
 from voxray.core.batch import EpochRequest
 from voxray.data.arrange import Arranged, arrange, num_arranged
 from voxray.data.selection import IntArray, Selection
@@ -107,8 +108,10 @@ class EpochOrder:
             return cells.rows
         # Independent draws, counted by cell: how many fall in each is multinomial.
         total = float(cells.weight.sum())
-        shares = cells.weight / total if total > 0 else cells.weight
-        return self._generator("draws").multinomial(self.selection.num_rows, shares).astype(np.int64)
+        if total == 0:
+            raise InputError(f"data.weights: '{self.request.rules.weights}' is 0 for every row")
+        draws = self._generator("draws").multinomial(self.selection.num_rows, cells.weight / total)
+        return draws.astype(np.int64)
 
     @cached_property
     def _shard_counts(self) -> IntArray:

@@ -238,6 +238,7 @@ def test_a_limit_is_the_same_rows_for_every_seed_and_epoch():
         (BatchRules(filters=("labels == 1",)), "no yes or no"),
         (BatchRules(filters=("__import__('os')",)), "may call any, all, count, isnan alone"),
         (BatchRules(weights="flag - 1", with_replacement=True), "weights are finite, 0 or more"),
+        (BatchRules(weights="flag * 0", with_replacement=True), "is 0 for every row"),
         (BatchRules(group_by="day"), r"no index column 'day'; it has: session"),
         (BatchRules(bucket_by="neurall"), r"no index column 'neurall\.length'"),
     ],
