@@ -1,8 +1,8 @@
 """How fast shuffled rows reach a training process: voxray's transports, its peers, the limit.
 
-Run: python benchmarks/ingest.py [--quick] [--only fmri,trials] [--json FILE], or with --scale for what
-grows: sizes of 1, 4 and 10 GB, a plan over 10⁶ shards, the cost of checking, and the bytes that a remote
-dataset sends.
+Run: python benchmarks/ingest.py [--quick] [--only fmri,trials] [--peers torch,ray] [--json FILE], or with
+--scale for what grows: sizes of 1, 4 and 10 GB, a plan over 10⁶ shards, the cost of checking, and the bytes
+that a remote dataset sends.
 
 Five modalities, one after the other (files of up to 22 GB, deleted between): fMRI (15,724 float32 voxels
 and a target of 768), neural trials (up to 1,500 × 512 float32, delivered padded), cubes (30 × 500 × 500
@@ -38,11 +38,11 @@ from ingest_parts.modalities import Modality, modalities, write_jpegs
 from voxray.cluster.connect import connect
 
 PEERS = {
-    "peer_torch": "torch",
-    "peer_ray": "ray[data]",
-    "peer_mosaic": "mosaicml-streaming",
-    "peer_litdata": "litdata",
-    "peer_webdataset": "webdataset",
+    "torch": "torch",
+    "ray": "ray[data]",
+    "mosaic": "mosaicml-streaming",
+    "litdata": "litdata",
+    "webdataset": "webdataset",
 }
 EPOCHS, QUICK_EPOCHS = 5, 1
 
@@ -54,6 +54,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="tiny data, one epoch after the first")
     parser.add_argument("--only", default="", help="modalities, e.g. fmri,trials")
+    parser.add_argument("--peers", default=",".join(PEERS), help="default: all; fewer leave more memory")
     parser.add_argument("--scale", action="store_true", help="measure what grows with the data instead")
     parser.add_argument("--json", type=Path, help="write records there")
     options = parser.parse_args()
@@ -71,14 +72,14 @@ def main() -> None:
 
                 found = measure_scale(folder, options.quick)
             else:
-                found = measure_modalities(folder, options.quick, options.only)
+                found = measure_modalities(folder, options.quick, options.only, options.peers.split(","))
     finally:
         shutil.rmtree(folder)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 
 
-def measure_modalities(folder: Path, quick: bool, only: str) -> list[dict[str, Any]]:
+def measure_modalities(folder: Path, quick: bool, only: str, peers: Sequence[str]) -> list[dict[str, Any]]:
     """Measure and print the chosen modalities, one after the other; return the records."""
     known = modalities(folder, quick)
     chosen = only.split(",") if only else list(known)
@@ -89,7 +90,7 @@ def measure_modalities(folder: Path, quick: bool, only: str) -> list[dict[str, A
     for name in chosen:
         before = time.perf_counter()
         results, missing = measure_modality(
-            known[name], folder / name, quick, with_workers=not quick or name == "fmri"
+            known[name], folder / name, quick, peers, with_workers=not quick or name == "fmri"
         )
         tables.print_table(results, missing)
         print(f"all of it took {(time.perf_counter() - before) / 60:.1f} minutes")
@@ -100,7 +101,7 @@ def measure_modalities(folder: Path, quick: bool, only: str) -> list[dict[str, A
 
 
 def measure_modality(
-    modality: Modality, folder: Path, quick: bool, with_workers: bool
+    modality: Modality, folder: Path, quick: bool, peers: Sequence[str], with_workers: bool
 ) -> tuple[list[tables.Result], list[str]]:
     """Write one modality in all formats, measure all ways, delete it; return results and what is missing."""
     rounds = 1 + (QUICK_EPOCHS if quick else EPOCHS)
@@ -109,7 +110,8 @@ def measure_modality(
         write_jpegs(modality)
     expected = expected_sum(modality)
     ways, missing = ours.ways(modality, folder), []
-    for module, package in PEERS.items():
+    for peer_name in peers:
+        module, package = f"peer_{peer_name}", PEERS[peer_name]
         try:
             peer: Callable[[Modality, Path], list[Way]] = importlib.import_module(
                 f"ingest_parts.{module}"
