@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from voxray.config.section import Section
-from voxray.core.batch import Batch, Columns
+from voxray.core.batch import Batch, Columns, as_tensor
 from voxray.core.embedder import Embedder
 from voxray.core.run_config import RunConfig
 from voxray.core.schema import BYTES, TEXT, Column, Schema
@@ -175,8 +175,9 @@ class Pictures(TaskData):
         ]
 
     def collate(self, columns: Columns) -> Batch:
-        """Nothing trains on it."""
-        raise NotImplementedError
+        """Return the rows' names alone: nothing trains on pictures here."""
+        names = columns["sample_id"].tolist()
+        return Batch(names, names, as_tensor(columns["valid"]), as_tensor(columns["position"]))
 
 
 def picture(number: int) -> np.ndarray:
