@@ -108,6 +108,8 @@ class EpochOrder:
             return cells.rows
         # Independent draws, counted by cell: how many fall in each is multinomial.
         total = float(cells.weight.sum())
+        if self.selection.num_rows == 0:
+            return cells.rows
         if total == 0:
             raise InputError(f"data.weights: '{self.request.rules.weights}' is 0 for every row")
         draws = self._generator("draws").multinomial(self.selection.num_rows, cells.weight / total)

@@ -221,6 +221,11 @@ def test_draws_are_independent_and_go_by_weight(group_by):
     assert np.mean(counts.var(axis=0)[drawn] / variance) == pytest.approx(1, abs=0.05)
 
 
+def test_draws_from_no_row_are_an_empty_epoch():
+    rules = BatchRules(filters=("flag == 9",), with_replacement=True, weights="flag + 1")
+    assert make((20, 30), EpochRequest("train", 8, 1, rules=rules)).num_batches == 0
+
+
 def test_a_limit_is_the_same_rows_for_every_seed_and_epoch():
     rules = BatchRules(limit=23)
     orders = [make((40, 60, 7), EpochRequest("train", 8, seed, 0, seed, rules=rules)) for seed in range(4)]
