@@ -1,11 +1,11 @@
-"""`voxray evaluate`: a finished run on a held-out split."""
+"""`voxray evaluate`: a trained model on a held-out split."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from voxray.cli.output import print_table
+from voxray.cli.output import print_notes, print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -14,22 +14,35 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="the run's folder")],
+    run: Annotated[Path, typer.Argument(help="a run, RUN/best, RUN/last, a checkpoint or an export")],
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="which rows")] = "val",
     floor: Annotated[
         bool, typer.Option("--floor", help="fit a linear model on the training rows too")
     ] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATASET", help="another prepared dataset than the run's")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="where to write; default: RUN, for its best on its own dataset"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """Print RUN's metrics on a split with 95 % intervals by group, and write them into RUN."""
-    from voxray.train.trained import evaluate_run, load
+    from voxray.train.evaluate_run import evaluate_run, results_folder
+    from voxray.train.trained import load
 
-    result = evaluate_run(load(run), split, floor)
-    title = f"{run} · {split}: {result['num_rows']} rows of {result['num_groups']} groups"
-    print_table(result["table"], as_json=json, title=title)
+    trained = load(run)
+    result = evaluate_run(trained, split, floor, data, out)
+    groups = "" if result["num_groups"] is None else f" of {result['num_groups']} groups"
+    print_table(result["table"], as_json=json, title=f"{run} · {split}: {result['num_rows']} rows{groups}")
     if not json:
         for line in _summary_lines(result):
             print(line)
+    if out is None and results_folder(trained, data) is None:
+        print_notes(
+            ["nothing was written: RUN keeps its best's evaluation on its own dataset; add --out FOLDER"]
+        )
 
 
 def _summary_lines(result: dict[str, Any]) -> list[str]:

@@ -10,7 +10,10 @@ from voxray.cli.output import aligned, print_notes, print_table
 from voxray.config.schema import plain_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from voxray.config.resolve import Resolved
+    from voxray.train.config import TrainingConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -60,18 +63,47 @@ def show(
 
 
 def rows_of(resolved: "Resolved[Any]") -> list[dict[str, Any]]:
-    """Return key, value and source of every value; what an entry of a list leaves unset is left out."""
-    from voxray.config.resolve import DEFAULT, leaves
+    """Return key, value and source of every value, those that follow from others among them."""
+    from voxray.config.resolve import leaves
 
-    return [
-        {"key": ".".join(path), "value": value, "source": source}
+    rows = [
+        {"key": ".".join(path), "value": value, "source": resolved.sources[".".join(path)]}
         for path, value in leaves(resolved.config.model_dump(mode="json"))
-        if not (
-            (source := resolved.sources[".".join(path)]) == DEFAULT
-            and value is None
-            and any(map(str.isdecimal, path))
-        )
     ]
+    for place, training in _trainings(resolved.config):
+        rows = _with_batch_sizes(rows, place, training, resolved.config.scale.most_workers)
+    return rows
+
+
+def _trainings(config: Any) -> "Iterator[tuple[str, TrainingConfig]]":
+    """Yield where the keys of `training`, and of each declared stage, stand, and the values that hold."""
+    yield "training", config.training
+    if config.stages:
+        yield from ((f"stages.{stage.index}", stage.training) for stage in config.resolved_stages())
+
+
+def _with_batch_sizes(
+    rows: list[dict[str, Any]], place: str, training: "TrainingConfig", workers: int
+) -> list[dict[str, Any]]:
+    """Return the rows with both spellings of the batch size and the rows per update, whichever was given."""
+    keys = [f"{place}.{name}" for name in ("batch_size", "batch_size_per_worker", "rows_per_update")]
+    sources = {row["key"]: row["source"] for row in rows if row["value"] is not None}
+    size, per_worker = training.batch_size, training.batch_size_per_worker
+    least, rest = divmod(size, workers)
+    if per_worker is None:
+        sources.setdefault(keys[0], "computed: as in training")
+        sources[keys[1]] = f"computed: batch_size / scale.num_workers{', at most' if rest else ''}"
+        per_worker = least + bool(rest)
+    else:
+        sources[keys[0]] = "computed: batch_size_per_worker × scale.num_workers"
+        sources.setdefault(keys[1], "computed: as in training")
+    sources[keys[2]] = "computed: batch_size × accumulate_grad_batches"
+    values = (size, per_worker, size * training.accumulate_grad_batches)
+    made = [{"key": k, "value": v, "source": sources[k]} for k, v in zip(keys, values, strict=True)]
+    inside = [i for i, row in enumerate(rows) if f"{row['key']}.".startswith(f"{place}.")]
+    at = inside[0] if place == "training" else inside[-1] + 1
+    before, after = ([row for row in part if row["key"] not in keys] for part in (rows[:at], rows[at:]))
+    return [*before, *made, *after]
 
 
 def schema_text(task: str) -> str:

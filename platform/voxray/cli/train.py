@@ -1,19 +1,24 @@
-"""`voxray train`: train an experiment on Ray."""
+"""`voxray train`: train an experiment on Ray, or check that it would."""
 
+import contextlib
 import sys
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from voxray.cli.arguments import experiment_and_overrides
+from voxray.cli.arguments import EXTRA_ARGUMENTS, experiment_and_overrides
 from voxray.cli.output import print_notes, print_table
 
-OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+if TYPE_CHECKING:
+    from voxray.config.resolve import Resolved
+
+# The key that Lightning has for it, in the sections that guides write it in.
+FAST_DEV_RUN = ("fast_dev_run", "training.fast_dev_run", "trainer.fast_dev_run", "hparams.fast_dev_run")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("train", context_settings=OVERRIDES)(train)
+    app.command("train", context_settings=EXTRA_ARGUMENTS)(train)
 
 
 def train(
@@ -23,39 +28,77 @@ def train(
         Literal["auto", "never", "must"], typer.Option(help="what to do when the run exists")
     ] = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check everything, print the run's size")
+        bool, typer.Option("--dry-run", help="check everything, run one batch, print the run's size")
     ] = False,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast-dev-run",
+            "--fast_dev_run",
+            help="a few updates of every stage, in a folder of its own; no run",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="--dry-run prints JSON")] = False,
 ) -> None:
     """Train EXPERIMENT with [key=value …] on Ray; the same command on an unfinished run resumes it."""
     from voxray.core.experiment import load_experiment
 
     reference, overrides = experiment_and_overrides(experiment, context.args)
-    resolved = load_experiment(reference, overrides)
-    print_notes([*resolved.notes, *resolved.config.told()])
-
-    from rich.console import Console
-
-    from voxray.cluster.connect import connect
-    from voxray.train.launch import launch, plan, run_folder
-
+    fast_overrides = [text for text in overrides if text.partition("=")[0] in FAST_DEV_RUN]
+    wants_fast = fast or any(
+        text.partition("=")[2].lower() not in ("false", "0", "null") for text in fast_overrides
+    )
+    resolved = load_experiment(reference, [text for text in overrides if text not in fast_overrides])
+    said = [f"{text} is --fast-dev-run here" for text in fast_overrides]
+    print_notes([*resolved.notes, *said, *resolved.config.told()])
     if not resolved.config.data.path:
         from voxray.data.dataset import dataset_path
 
         dataset_path(resolved.config)  # says what to give, before Ray starts
-    with connect():
+    try:
         if dry_run:
-            size = plan(resolved.config)
-            rows = [
-                {"what": name.removeprefix("num_"), "number": value} for name, value in vars(size).items()
-            ]
-            print_table(
-                rows, as_json=False, title=f"{run_folder(resolved.config).path} (dry run, nothing written)"
-            )
-            return
-        try:
-            run = launch(resolved, resume, Console())
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-            raise typer.Exit(130) from None
+            _print_plan(resolved, as_json)
+        elif wants_fast:
+            _fast_dev_run(resolved)
+        else:
+            _train(resolved, resume)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _train(resolved: "Resolved[Any]", resume: Literal["auto", "never", "must"]) -> None:
+    from rich.console import Console
+
+    from voxray.cluster.connect import connect
+    from voxray.train.launch import launch
+
+    with connect():
+        run = launch(resolved, resume, Console())
     print(f"run: {run.path}")
     print(f"next: voxray evaluate {run.path}")
+
+
+def _print_plan(resolved: "Resolved[Any]", as_json: bool) -> None:
+    from voxray.cluster.connect import connect
+    from voxray.train.plan import needs_ray, plan
+    from voxray.train.run_folder import run_folder
+
+    with connect() if needs_ray(resolved.config) else contextlib.nullcontext():
+        size = plan(resolved.config, lambda text: print_notes([text]))
+    folder = run_folder(resolved.config).path
+    print_table(size.rows(), as_json, title=f"{folder} (dry run, nothing written there)")
+
+
+def _fast_dev_run(resolved: "Resolved[Any]") -> None:
+    from rich.console import Console
+
+    from voxray.cluster.connect import connect
+    from voxray.train.fast_dev_run import NUM_UPDATES, fast_dev_run
+
+    with connect():
+        run, result = fast_dev_run(resolved, Console())
+    values = ", ".join(f"{name} {v:.4g}" for name, v in result["metrics"].items() if isinstance(v, float))
+    print(f"fast dev run: every stage trained {NUM_UPDATES} updates, was saved, loaded and evaluated")
+    print(f"on {result['num_rows']} rows: {values}")
+    print(f"this is no real run: its numbers mean nothing; {run.path} is made anew each time")

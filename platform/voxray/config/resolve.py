@@ -7,7 +7,7 @@ There is one operation, dotted path → value; a file, the command line and a se
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -16,12 +16,12 @@ from voxray.config.errors import InputError
 from voxray.config.overrides import parse_override
 from voxray.config.schema import find
 from voxray.config.section import Section
+from voxray.config.spellings import Aliases, Move, Spellings
 from voxray.config.tree import KeyPath, Node, assign, merge, show
 from voxray.config.yaml import dump_yaml
 
 C = TypeVar("C", bound=Section)
 DEFAULT = "default"
-Aliases = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def resolve(
 
 
 class Building(Generic[C]):
-    """A config on its way: the tree so far, its problems and notes."""
+    """A config on its way: the tree so far, its problems and notes, and the keys that nothing here says."""
 
     def __init__(
         self,
@@ -84,10 +84,13 @@ class Building(Generic[C]):
     ) -> None:
         self.config_class, self.tree, self.aliases = config_class, tree, aliases
         self.notes, self.problems = list(notes), list(problems)
+        self.unsaid: list[Move] = []
+        self._set_beside: set[KeyPath] = set()
+        self._spellings = Spellings(aliases)
 
     def add_layer(self, layer: Node) -> None:
         """Add a file's map: plain keys, then guides' spellings and dotted keys (`stages.1.epochs: 2`)."""
-        rest, moved = split_aliases(layer, (), self.aliases)
+        rest, moved = self._spellings.translate(layer, ())
         entries = list(rest.children()) if rest else []
         plain = Node({key: node for key, node in entries if "." not in key}, layer.source)
         self.tree = merge(self.tree, plain)
@@ -107,23 +110,35 @@ class Building(Generic[C]):
     def add(self, assignments: Sequence[tuple[KeyPath, Node]]) -> None:
         """Assign each value at its path; a guide's path is moved to ours, and noted."""
         for path, node in assignments:
-            rest, moved = split_aliases(node, path, self.aliases)
+            rest, moved = self._spellings.translate(node, path)
             if rest is not None:
                 self._assign(path, rest)
             self._move(moved, Node({}, node.source), append=False)
 
-    def _move(self, moved: list[tuple[str, Node]], beside: Node, append: bool) -> None:
+    def _move(self, moves: Sequence[Move], beside: Node, append: bool) -> None:
         said: dict[KeyPath, Node] = {}
-        for alias, node in moved:
-            target = tuple(self.aliases[alias].split("."))
+        for move in moves:
+            if move.instead:
+                self.unsaid.append(move)
+                continue
+            target, node = move.path, move.node
             other = said.setdefault(target, beside.get(target) or node)
             if other.plain() != node.plain():
                 self.problems.append(
-                    f"{node.source}: {alias}: {show(node.plain())} contradicts {show(other.plain())} "
+                    f"{node.source}: {move.given}: {show(node.plain())} contradicts {show(other.plain())} "
                     f"({other.source}), as both mean {'.'.join(target)}; keep one"
                 )
-            self.notes.append(f"{node.source}: {alias} is {'.'.join(target)} here")
+            self.notes.append(move.note())
             self._assign(target, node, append)
+            self._add_beside(move, append)
+
+    def _add_beside(self, move: Move, append: bool) -> None:
+        """Set what goes with a spelling, where nothing sets it: a project's name switches its tracker on."""
+        for path, value in move.also.items():
+            if self.tree.get(path) is None or path in self._set_beside:
+                self._set_beside.add(path)
+                self.notes.append(f"{move.node.source}: {move.given} sets {'.'.join(path)}={show(value)} too")
+                self._assign(path, Node.of(value, move.node.source), append)
 
     def _assign(self, path: KeyPath, node: Node, append: bool = False) -> None:
         try:
@@ -142,7 +157,8 @@ class Building(Generic[C]):
     def finish(self, file: Path | None) -> Resolved[C]:
         """Return the resolved config, or raise one InputError with all problems."""
         config, found = self.check()
-        problems = [*self.problems, *map(str, found)]
+        unsaid = [f"{move.node.source}: {move.given}: {move.instead}" for move in self.unsaid]
+        problems = [*self.problems, *unsaid, *map(str, found)]
         if problems or config is None:
             raise InputError(*dict.fromkeys(problems))
         return Resolved(config, leaf_sources(config, self.tree), self.notes, file, self.tree, self.aliases)
@@ -150,26 +166,6 @@ class Building(Generic[C]):
     def check(self) -> tuple[C | None, list[Problem]]:
         """Check what is there so far."""
         return check(self.config_class, self.tree)
-
-
-def split_aliases(node: Node, path: KeyPath, aliases: Aliases) -> tuple[Node | None, list[tuple[str, Node]]]:
-    """Return what of `node`, standing at `path`, is in our words, and (guide's path, value) of the rest."""
-    dotted = ".".join(path)
-    if dotted in aliases:
-        return None, [(dotted, node)]
-    inside = [alias for alias in aliases if alias.startswith(f"{dotted}." if dotted else "")]
-    if not inside or not isinstance(node.value, dict | list):
-        return node, []
-    moved: list[tuple[str, Node]] = []
-    kept: list[tuple[str, Node]] = []
-    for key, child in node.children():
-        rest, more = split_aliases(child, (*path, *key.split(".")), aliases)
-        moved += more
-        kept += [(key, rest)] if rest is not None else []
-    if moved and not kept and path:
-        return None, moved
-    value = dict(kept) if isinstance(node.value, dict) else [child for _, child in kept]
-    return replace(node, value=value), moved
 
 
 def leaf_sources(config: Section, tree: Node) -> dict[str, str]:

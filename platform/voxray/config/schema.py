@@ -167,6 +167,8 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _default(info: FieldInfo) -> Any:
+    if info.validate_default is False:  # it stands for "not set", and is no value of the key
+        return PydanticUndefined
     default = info.get_default(call_default_factory=True)
     if isinstance(default, BaseModel):
         return default.model_dump(mode="json")

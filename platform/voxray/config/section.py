@@ -1,7 +1,19 @@
 """`Section`: the frozen pydantic base of every config class. Imports nothing of ours."""
 
-from pydantic import BaseModel
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails
 
 
 class Section(BaseModel, extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False):
     """One section of an experiment. Unknown keys, NaN and infinities are refused; values never change."""
+
+
+def errors_at(problems: Iterable[tuple[tuple[int | str, ...], str]]) -> ValidationError:
+    """Return the error that a section's validator raises for keys below it: (their path, a sentence) each."""
+    details = [
+        InitErrorDetails(type="value_error", loc=path, input=None, ctx={"error": ValueError(text)})
+        for path, text in problems
+    ]
+    return ValidationError.from_exception_data("config", details)

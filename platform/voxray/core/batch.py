@@ -34,6 +34,16 @@ class Batch:
         """Return the batch with its tensors on `device`."""
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def rows(self, part: slice) -> Self:
+        """Return some of the rows: a slice of every tensor and of every list that has an entry per row."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        lists: dict[str, Any] = {
+            name: value[part]
+            for name, value in values.items()
+            if isinstance(value, list) and len(cast(list[Any], value)) == len(self)
+        }
+        return replace(self.mapped(lambda tensor: tensor[part]), **lists)
+
     def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """Return the batch with `function` of each tensor; dicts of tensors are gone through too."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -8,9 +8,10 @@ from voxray.config.errors import InputError
 from voxray.config.files import read_layers
 from voxray.config.resolve import Building, Resolved
 from voxray.config.schema import find
+from voxray.config.spellings import Spellings
 from voxray.config.tree import Node
 from voxray.core.experiment import named_after_file
-from voxray.core.registry import TASKS, aliases, config_class
+from voxray.core.registry import TASKS, aliases, config_class, own_aliases
 from voxray.core.run_config import RunConfig
 
 
@@ -45,10 +46,11 @@ def read_guide(file: Path, overrides: Sequence[str] = ()) -> Guide | None:
     )
     for layer in layers:
         building.add_layer(layer)
-    unmapped: list[Unmapped] = []
+    unmapped = [Unmapped(move.given, move.node, move.instead) for move in building.unsaid]
+    building.unsaid.clear()
     for problem in building.check()[1]:
         node = building.tree.get(problem.path)
-        if node is None:
+        if node is None or not problem.path:
             raise InputError(str(problem))
         known = find(building.config_class, problem.path) is not None
         unmapped += [
@@ -62,10 +64,13 @@ def read_guide(file: Path, overrides: Sequence[str] = ()) -> Guide | None:
 
 
 def _task_that_knows(layers: Sequence[Node]) -> str | None:
-    """Return the task whose alias table has most of the file's keys; None for a file that is no guide's."""
+    """Return the task whose own spellings know most of the file's keys; None for a file of ours."""
     if any(layer.get(("task",)) for layer in layers):
         return None
-    keys = {".".join(path) for layer in layers for path, _ in layer.leaves()}
-    known = {task: len(keys & set(aliases(task))) for task in TASKS}
+    known = {task: _num_known(layers, Spellings(own_aliases(task))) for task in TASKS}
     best = max(known, key=known.__getitem__)
     return best if known[best] else None
+
+
+def _num_known(layers: Sequence[Node], spellings: Spellings) -> int:
+    return sum(len(spellings.translate(layer, ())[1]) for layer in layers)

@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from voxray.config.errors import InputError
+from voxray.config.spellings import Aliases, Spelling
 from voxray.core.run_config import RunConfig
+from voxray.core.spellings import COMMON
 
 if TYPE_CHECKING:
     from voxray.core.task import Task, TaskData
@@ -54,10 +56,13 @@ def config_class(task: str) -> type[RunConfig]:
     return found.Config
 
 
-def aliases(task: str) -> dict[str, str]:
-    """Return the task's table of guide's spellings, `ALIASES` in its config module; empty for a task outside
-    voxray.
-    """
+def aliases(task: str) -> dict[str, str | Spelling]:
+    """Return the guides' spellings that a task understands: the common ones, and its own over them."""
+    return {**COMMON, **own_aliases(task)}
+
+
+def own_aliases(task: str) -> Aliases:
+    """Return `ALIASES` of the task's config module; empty for a task outside voxray."""
     if task not in TASKS:
         return {}
     return getattr(importlib.import_module(TASKS[task][0].partition(":")[0]), "ALIASES", {})

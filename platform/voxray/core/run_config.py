@@ -4,36 +4,48 @@ Section classes live beside the code that owns them, in files named `config.py`;
 and are the one thing that an upper layer lends to a lower one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic_core import ErrorDetails
 
-from voxray.config.section import Section
+from voxray.config.section import Section, errors_at
+from voxray.core.stage_config import NOT_NAMES, StageConfig, merged, stage_config
 from voxray.data.config import DataConfig
 from voxray.train.config import (
     CheckpointsConfig,
     LoggingConfig,
     RunNameConfig,
     ScaleConfig,
-    StageBase,
-    StageConfig,
     StorageConfig,
     TrainingConfig,
 )
 
+# The context in which a stage's own config is checked: it is no run, so its `stages` are not looked at.
+OF_A_STAGE = {"of": "a stage"}
+
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run, resolved: its place in the list and the training values that hold in it."""
+    """One stage of a run, resolved: its place in the list and the whole config that holds in it."""
 
     index: int
     name: str
-    training: TrainingConfig
+    config: "RunConfig"
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The stage's `training` section; `batch_size` counts the rows over all workers."""
+        return self.config.training
 
 
-class RunConfig(Section, frozen=True):
-    """An experiment. `task` names a row of the registry or a class outside voxray as `module:Class`."""
+class RunConfig(Section, frozen=True, defer_build=True):
+    """An experiment. `task` names a row of the registry or a class outside voxray as `module:Class`.
+
+    `defer_build`: a subclass is built once, when its stages have their keys.
+    """
 
     experiment_name: str = Field(
         default="", pattern=r"^[A-Za-z0-9._-]*$", description="default: the file's name"
@@ -61,20 +73,96 @@ class RunConfig(Section, frozen=True):
         """Return what the user should be told about these values, e.g. a name that stands for another."""
         return []
 
+    def global_terms(self) -> tuple[str, ...]:
+        """Return the loss terms that need all rows of an update at once (InfoNCE, a batch's variance)."""
+        return ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Give `stages` the keys of the task's own sections."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.model_fields["stages"].annotation = tuple[stage_config(cls), ...]
+        cls.model_rebuild(force=True)
+
     @model_validator(mode="after")
-    def _draws_need_steps(self) -> Self:
-        if self.data.sampling == "with_replacement":
-            for stage in self.resolved_stages():
-                if stage.training.steps is None:
-                    raise ValueError(
-                        f"stage '{stage.name}' needs training.steps: sampling=with_replacement has no epoch"
-                    )
+    def _batch_size_has_one_meaning(self) -> Self:
+        training, workers = self.training, self.scale.most_workers
+        if training.batch_size_per_worker is None:
+            return self
+        rows = training.batch_size_per_worker * workers
+        if "batch_size" in training.model_fields_set and training.batch_size != rows:
+            text = (
+                f"{training.batch_size} contradicts batch_size_per_worker={training.batch_size_per_worker}, "
+                f"which is {rows} with scale.num_workers={workers}; keep one of the two"
+            )
+            raise errors_at([(("training", "batch_size"), text)])
+        # pydantic lets an after-validator change its own instance, and a frozen one has no other door.
+        object.__setattr__(self, "training", training.model_copy(update={"batch_size": rows}))
+        return self
+
+    @model_validator(mode="after")
+    def _stages_hold(self, info: ValidationInfo) -> Self:
+        if info.context is OF_A_STAGE:
+            return self
+        names: list[str] = []
+        for stage in self.resolved_stages():
+            if stage.name in names:
+                text = f"'{stage.name}' is the name of two stages; give one another name"
+                raise errors_at([(("stages", stage.index, "name"), text)])
+            problems = list(_problems_of(stage, names))
+            if problems:
+                above = ("stages", stage.index) if self.stages else ("training",)
+                raise errors_at(((*above, *path), text) for path, text in problems)
+            names.append(stage.name)
         return self
 
     def resolved_stages(self) -> list[Stage]:
-        """Return the stages that a run goes through; one made of `training` alone where none is declared."""
-        entries: tuple[StageBase, ...] = self.stages or (StageConfig(name="main"),)
-        return [
-            Stage(index, entry.name or f"stage{index}", entry.over(self.training))
-            for index, entry in enumerate(entries)
-        ]
+        """Return the stages that a run goes through; one made of `training` alone where none is declared.
+
+        Raises ValidationError, at the stage's place, when its values do not fit together.
+        """
+        if not self.stages:
+            return [Stage(0, "main", self)]
+        values = self.model_dump(exclude={"stages"})
+        stages: list[Stage] = []
+        for index, entry in enumerate(self.stages):
+            name = entry.name or f"stage{index}"
+            try:
+                config = type(self).model_validate(
+                    merged(values, entry, is_first=index == 0), context=OF_A_STAGE
+                )
+            except ValidationError as error:
+                raise errors_at(
+                    (_in_stage(index, detail["loc"]), f"stage '{name}': {_text(detail)}")
+                    for detail in error.errors()
+                ) from error
+            stages.append(Stage(index, name, config))
+        return stages
+
+
+def _problems_of(stage: Stage, earlier: list[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield what does not fit together in a stage: (key of a stage, sentence)."""
+    training, config = stage.training, stage.config
+    if config.data.sampling == "with_replacement" and training.steps is None:
+        yield (), f"stage '{stage.name}' needs training.steps: sampling=with_replacement has no epoch"
+    terms = config.global_terms()
+    if training.accumulate_grad_batches > 1 and terms:
+        yield (
+            ("accumulate_grad_batches",),
+            f"stage '{stage.name}': accumulate_grad_batches={training.accumulate_grad_batches} would change "
+            f"{', '.join(terms)}, which compare all rows of an update; raise batch_size instead",
+        )
+    first = training.start_from.removesuffix("/best").removesuffix("/last")
+    if first in NOT_NAMES and not earlier:
+        yield ("start_from",), f"'{training.start_from}': no stage comes before '{stage.name}'"
+    elif first == stage.name and first != training.start_from:
+        yield ("start_from",), f"'{training.start_from}': a stage cannot start from itself"
+
+
+def _text(detail: ErrorDetails) -> str:
+    return detail["msg"].removeprefix("Value error, ")
+
+
+def _in_stage(index: int, path: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Return where a key of a run's config stands in a stage: those of `training` are flat there."""
+    return "stages", index, *(path[1:] if path[:1] == ("training",) else path)

@@ -145,6 +145,16 @@ class Task(TaskData):
     def after_step(self, model: nn.Module, outputs: LossTerms) -> None:
         """Run once per successful update."""
 
+    def closed_form(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features [B, D] and targets [B, O] of the ridge regression that `stepper: closed_form`
+        solves. Padding rows may hold anything; the others are finite.
+        """
+        raise _not_offered(self, "a closed form; set training.stepper=gradient")
+
+    def set_closed_form(self, model: nn.Module, coef_OD: torch.Tensor, intercept_O: torch.Tensor) -> None:
+        """Put the regression's float64 coefficients into the model; intercept_O is zeros without one."""
+        raise _not_offered(self, "a closed form; set training.stepper=gradient")
+
     # --- evaluation
     # -------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -176,6 +186,12 @@ class Task(TaskData):
     def predictions(self, merged: Evaluation) -> dict[str, np.ndarray]:
         """Return the columns of the predictions file, one row per sample."""
         return dict(merged.rows.columns) if merged.rows else {}
+
+    def example_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Return the arguments that the model's `forward` takes for a batch, rows first; `voxray export`
+        traces it with them.
+        """
+        raise _not_offered(self, "a forward pass on tensors, which this export needs")
 
     def floor(self, train: dict[str, np.ndarray], held_out: dict[str, np.ndarray]) -> np.ndarray:
         """Return a linear model's scores for the held-out rows; both are dicts of columns."""

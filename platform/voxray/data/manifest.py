@@ -132,7 +132,8 @@ def load_manifest(dataset: Path | str | Store) -> Manifest:
     path = store.describe(FILE_NAME)
     if store.is_local and not store.path(FILE_NAME).is_file():
         raise InputError(
-            f"'{dataset}' is no dataset: it has no {FILE_NAME}; `voxray data prepare TASK RAW OUT` makes one"
+            f"'{store.location}' is no dataset: it has no {FILE_NAME}; "
+            "`voxray data prepare TASK RAW OUT` makes one"
         )
     text = store.read(FILE_NAME)
     _check_version(path, text)

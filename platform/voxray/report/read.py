@@ -99,12 +99,15 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 
 def read_predictions(folder: Path, split: str) -> Predictions | None:
     """Read a split's predictions: ids, scores and labels [N, K] as float64; None where there are none."""
+    path = folder / f"predictions_{split}.parquet"
+    return read_predictions_file(path, f"voxray evaluate {folder}") if path.is_file() else None
+
+
+def read_predictions_file(path: Path, command: str) -> Predictions:
+    """Read predictions from a Parquet file; `command` is what an error says writes it anew."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = folder / f"predictions_{split}.parquet"
-    if not path.is_file():
-        return None
     try:
         table = pq.read_table(path, columns=["sample_id", "group_id", "scores", "labels"])
         scores, labels = _matrix(table["scores"]), _matrix(table["labels"])
@@ -115,9 +118,7 @@ def read_predictions(folder: Path, split: str) -> Predictions | None:
             for name in ("sample_id", "group_id")
         ]
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise InputError(
-            f"{path} cannot be read: {error}; write it anew by `voxray evaluate {folder}`"
-        ) from error
+        raise InputError(f"{path} cannot be read: {error}; write it anew by `{command}`") from error
     return Predictions(ids[0], ids[1], scores, labels)
 
 

@@ -17,6 +17,7 @@ from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
 from voxray.train import checkpoint
 from voxray.train.optim import build_optimizer
+from voxray.train.snapshot import snapshot
 
 OVERFIT_ROWS = 8
 OVERFIT_UPDATES = 200
@@ -140,16 +141,18 @@ class TaskContract(ABC):
         batch = self.batch(8)
         model.train()
         self.objective(task, model, batch)  # moves the buffers
-        saved = checkpoint.save(tmp_path, 1, model.state_dict(), {}, {})
+        saved = checkpoint.write(tmp_path, snapshot(1, {"model": dict(model.state_dict())}, {}, {}))
         other = task.build_model()
-        other.load_state_dict(checkpoint.load(saved)[0])
+        other.load_state_dict(checkpoint.load(saved)[0]["model"])
         losses = [self.objective(task, m.eval(), batch).item() for m in (model, other)]
         assert losses[0] == losses[1]
 
     def _evaluation(self, task: Task, model: torch.nn.Module, batch_size: int) -> Evaluation:
         request = EpochRequest("val", batch_size, seed=0, shuffle=False)
         with torch.no_grad():
-            batches = (task.collate(columns).mapped(_as_float64) for columns in self.source().batches(request))
+            batches = (
+                task.collate(columns).mapped(_as_float64) for columns in self.source().batches(request)
+            )
             return merge([task.evaluate(model, batch, self.stage()) for batch in batches])
 
 

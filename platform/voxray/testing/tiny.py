@@ -120,12 +120,18 @@ class Tiny(Task):
         batch = cast(TinyBatch, batch)
         pred_BO = model(batch.x_BI)
         loss = Sum(_squared_error(pred_BO, batch.y_BO), (~batch.y_BO.isnan()).sum())
-        return Evaluation({"loss": loss}, Rows(batch.sample_id, batch.group_id, {"pred": pred_BO.numpy()}))
+        return Evaluation(
+            {"loss": loss}, Rows(batch.sample_id, batch.group_id, {"pred": pred_BO.cpu().numpy()})
+        )
 
     def summarize(self, merged: Evaluation) -> Summary:
         """Return the mean squared error over the known targets."""
         loss = merged.sums["loss"]
         return {"loss": float(loss.value / loss.count)}
+
+    def example_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Return the inputs [B, 6]."""
+        return (cast(TinyBatch, batch).x_BI,)
 
 
 def _squared_error(pred_BO: torch.Tensor, y_BO: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """A pass over one split: what the loop does after each epoch and `voxray evaluate` does afterwards."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -14,23 +14,35 @@ from voxray.train.device import on_device
 
 
 @torch.inference_mode()
+def evaluate_request(
+    task: Task,
+    model: nn.Module,
+    source: BatchSource,
+    request: EpochRequest,
+    stage: Stage,
+    device: torch.device,
+    beat: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Return the merged evaluation of the rows that are asked for, the same on every worker. No augmentation.
+
+    `beat` is called after each batch.
+    """
+    model.eval()
+    parts: list[Evaluation] = []
+    for batch in on_device((task.collate(columns) for columns in source.batches(request)), device):
+        parts.append(task.evaluate(model, batch, stage))
+        if beat:
+            beat()
+    return merge(parts)
+
+
 def evaluate_split(
     task: Task, model: nn.Module, source: BatchSource, split: str, stage: Stage, device: torch.device
 ) -> Evaluation:
-    """Return the merged evaluation of every row of `split`, the same on every worker. No augmentation."""
-    model.eval()
-    rules = batch_rules(task.config.data, training=False)
+    """Return the merged evaluation of every row of `split` that the stage's filter leaves."""
+    rules = batch_rules(stage.config.data, training=False)
     request = EpochRequest(split, stage.training.batch_size, seed=0, shuffle=False, rules=rules)
-    collated = (task.collate(columns) for columns in source.batches(request))
-    return merge([task.evaluate(model, batch, stage) for batch in on_device(collated, device)])
-
-
-def summarize_split(
-    task: Task, model: nn.Module, source: BatchSource, split: str, stage: Stage, device: torch.device
-) -> dict[str, float | list[float]]:
-    """Return the split's metrics, named `split/metric`."""
-    merged = evaluate_split(task, model, source, split, stage, device)
-    return {f"{split}/{name}": value for name, value in task.summarize(merged).items()}
+    return evaluate_request(task, model, source, request, stage, device)
 
 
 def numbers(metrics: Mapping[str, object]) -> dict[str, float]:

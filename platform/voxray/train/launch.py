@@ -2,10 +2,11 @@
 them.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import signal
+import threading
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Literal
 
 from rich.console import Console
@@ -13,34 +14,15 @@ from rich.console import Console
 from voxray.config.errors import InputError, RunError
 from voxray.config.provenance import write_provenance
 from voxray.config.resolve import Resolved
-from voxray.core.registry import task_class
 from voxray.core.run_config import RunConfig
 from voxray.data.dataset import dataset_path, ensure_dataset
-from voxray.data.manifest import load_manifest
-from voxray.data.source import batch_rules, choose_transport, open_source
-from voxray.train.length import planned_updates
-from voxray.train.progress import follow
-from voxray.train.run_folder import RunFolder, differences
+from voxray.data.source import choose_transport
+from voxray.train.plan import check_monitor, check_start_from
+from voxray.train.progress import catch_up, follow
+from voxray.train.run_folder import RunFolder, differences, run_folder
+from voxray.train.trackers.choose import missing_libraries
 
 Resume = Literal["auto", "never", "must"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `--dry-run` prints: a run's size, known before it starts."""
-
-    num_train_rows: int
-    num_val_rows: int
-    num_updates: int
-    num_parameters: int
-    transport: str  # and why
-
-
-def run_folder(config: RunConfig) -> RunFolder:
-    """Return the run's folder: <storage.path>/<task>/<run name>; a task outside voxray goes by its class
-    name.
-    """
-    return RunFolder(Path(config.storage.path) / config.task.rpartition(":")[2] / config.run_name)
 
 
 def launch(resolved: Resolved[RunConfig], resume: Resume, console: Console) -> RunFolder:
@@ -50,24 +32,40 @@ def launch(resolved: Resolved[RunConfig], resume: Resume, console: Console) -> R
     """
     config = resolved.config
     check_monitor(config)
+    check_start_from(config)
+    missing = missing_libraries(config)
+    if missing:
+        raise InputError(*missing)
     run = run_folder(config)
     ensure_dataset(config)
     if not prepare_folder(run, resolved, resume, console.print):
+        catch_up(run, config, console)
         return run
     payload = {"config": config.model_dump_json(), "run_dir": str(run.path.resolve())}
-    with follow(run.log_file, console, config.resolved_stages()[-1].training.monitor):
+    for file in (run.stop_file, run.verdict_file, run.failures_file):  # of an earlier command
+        file.unlink(missing_ok=True)
+    with follow(run, config, console), stop_on_sigterm(run):
         _train(config, payload, run)
+        verdict = run.verdict()
+        if verdict is not None:
+            raise verdict
+        if run.stop_file.exists() and not run.is_finished():
+            run.stop_file.unlink()
+            raise KeyboardInterrupt
     return run
 
 
-def check_monitor(config: RunConfig) -> None:
-    """Raise InputError when a stage monitors a metric that nobody reports."""
-    known = task_class(config.task)(config).reported()
-    for stage in config.resolved_stages():
-        if stage.training.monitor not in known:
-            raise InputError(
-                f"training.monitor: nobody reports '{stage.training.monitor}'; there is {', '.join(known)}"
-            )
+@contextlib.contextmanager
+def stop_on_sigterm(run: RunFolder) -> Generator[None]:
+    """Let SIGTERM (a job's end on SLURM or Kubernetes) ask the workers to save at this update and end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: run.stop_file.touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def prepare_folder(
@@ -106,25 +104,6 @@ def prepare_folder(
     return True
 
 
-def plan(config: RunConfig) -> Plan:
-    """Return the run's size from the manifest and the model on the meta device; nothing is trained."""
-    import torch
-
-    check_monitor(config)
-    dataset = ensure_dataset(config)
-    manifest = load_manifest(dataset)
-    task = task_class(config.task)(config, manifest.statistics, manifest.schema)
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in task.build_model().parameters())
-    source = open_source(dataset, config.data)
-    train, val = (
-        source.num_chosen(split, batch_rules(config.data, training=split == "train"))
-        for split in ("train", "val")
-    )
-    updates = sum(planned_updates(source, stage, config) for stage in config.resolved_stages())
-    return Plan(train, val, updates, parameters, ": ".join(choose_transport(dataset, config.data)))
-
-
 def _epochs(config: dict[str, Any]) -> list[Any]:
     return [config["training"]["epochs"], [stage.get("epochs") for stage in config["stages"]]]
 
@@ -144,6 +123,7 @@ def _train(config: RunConfig, payload: dict[str, str], run: RunFolder) -> None:
             name=".ray",
             storage_path=str(run.path.resolve()),
             worker_runtime_env={"env_vars": worker_environment(config)},
+            failure_config=ray.train.FailureConfig(max_failures=config.scale.max_restarts),
         ),
     )
     try:
@@ -153,7 +133,7 @@ def _train(config: RunConfig, payload: dict[str, str], run: RunFolder) -> None:
     ) as error:  # what Ray Train's own SIGINT handler makes of Ctrl-C, after it stopped the workers
         raise KeyboardInterrupt from error
     except WorkerGroupError as error:
-        raise first_cause(error.worker_failures) from error
+        raise run.verdict() or first_cause(error.worker_failures) from error
 
 
 def scaling(config: RunConfig) -> Any:
@@ -165,19 +145,25 @@ def scaling(config: RunConfig) -> Any:
     there = ray.cluster_resources()
     gpus = scale.gpus_per_worker
     if gpus == "auto":
-        gpus = 1.0 if there.get("GPU", 0) >= scale.num_workers else 0.0
+        gpus = 1.0 if there.get("GPU", 0) >= scale.fewest_workers else 0.0
     # Read tasks need a CPU beside the workers': without it they never start, and all wait for ever.
     reading = 1 if choose_transport(dataset_path(config), config.data)[0] == "stream" else 0
-    needed = {"CPU": scale.num_workers * scale.cpus_per_worker + reading, "GPU": scale.num_workers * gpus}
+    fewest = scale.fewest_workers
+    needed = {"CPU": fewest * scale.cpus_per_worker + reading, "GPU": fewest * gpus}
     for name, amount in needed.items():
         if amount > there.get(name, 0):
             raise InputError(
-                f"scale.num_workers={scale.num_workers} needs {amount:g} {name}"
+                f"scale.num_workers={fewest} needs {amount:g} {name}"
                 f"{', one of them for data.transport=stream' if reading and name == 'CPU' else ''}; Ray has "
                 f"{there.get(name, 0):g}; lower scale.num_workers or scale.{name.lower()}s_per_worker"
             )
     resources = {"CPU": scale.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
-    return ScalingConfig(num_workers=scale.num_workers, use_gpu=gpus > 0, resources_per_worker=resources)
+    return ScalingConfig(
+        num_workers=scale.num_workers,
+        use_gpu=gpus > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=scale.resize_every_s,
+    )
 
 
 def worker_environment(config: RunConfig) -> dict[str, str]:
@@ -189,6 +175,8 @@ def worker_environment(config: RunConfig) -> dict[str, str]:
         # A stale cluster file of a killed Ray would else send the State API to a dead cluster (FACTS.md
         # section 2).
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        # cuBLAS is deterministic with a workspace of its own (torch.use_deterministic_algorithms).
+        **({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if config.training.deterministic else {}),
         **({"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}),
     }
 

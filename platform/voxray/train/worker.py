@@ -1,26 +1,34 @@
 """One training process, and the only place that talks to Ray Train from inside a worker."""
 
+# Ray annotates its functions in part only.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from voxray.config.errors import RunError
+from voxray.config.errors import RunError, VoxrayError
 from voxray.core import collectives
 from voxray.core.registry import config_class, task_class
 from voxray.core.run_config import RunConfig
 from voxray.data.dataset import dataset_path
 from voxray.data.manifest import load_manifest
 from voxray.data.source import batch_rules, open_source
+from voxray.train import faults
+from voxray.train.control import Control, Stopped
+from voxray.train.dataset_facts import DatasetFacts
 from voxray.train.loop import Report, fit
 from voxray.train.run_folder import RunFolder
+from voxray.train.watch import Watch
 
 
-def train_here(config: RunConfig, run_dir: Path, report: Report) -> None:
+def train_here(config: RunConfig, run_dir: Path, report: Report, control: Control | None = None) -> None:
     """Train in this process, which is connected to Ray: alone (a trial's actor) or as one worker of several.
 
-    `report` is called once per epoch with the epoch's numbers.
+    `report` is called once per evaluation with its numbers.
     """
     device = _device()
     if device.type == "cpu":
@@ -29,6 +37,9 @@ def train_here(config: RunConfig, run_dir: Path, report: Report) -> None:
     manifest = load_manifest(dataset)
     task = task_class(config.task)(config, manifest.statistics, manifest.schema)
     run = RunFolder(run_dir)
+    if collectives.rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        DatasetFacts.of(str(dataset), manifest).write(run_dir)
     source = open_source(
         dataset,
         config.data,
@@ -37,18 +48,57 @@ def train_here(config: RunConfig, run_dir: Path, report: Report) -> None:
         task.read_stages(),
         on_fault=lambda text: run.log({"kind": "note", "rank": collectives.rank(), "text": text}),
     )
-    if source.num_chosen("train", batch_rules(config.data, training=True)) == 0:
-        raise RunError(f"dataset {dataset} has no training rows, or data.filter leaves none")
-    fit(task, source, config, run, report, device)
+    for stage in config.resolved_stages():
+        if source.num_chosen("train", batch_rules(stage.config.data, training=True)) == 0:
+            raise RunError(
+                f"dataset {dataset} has no training rows, or data.filter leaves none ({stage.name})"
+            )
+    fit(task, source, config, run, report, device, control)
 
 
 def run_worker(payload: dict[str, Any]) -> None:
-    """Ray Train's entry: rebuild the config from JSON, train, and tell Ray Train each epoch's numbers."""
+    """Ray Train's entry: rebuild the config from JSON, train, and tell Ray Train each evaluation's numbers.
+
+    An error of ours is a verdict: it is written down, and a worker that is started again ends at once.
+    """
     import ray.train
 
     values = json.loads(payload["config"])
     config = config_class(values["task"]).model_validate(values)
-    train_here(config, Path(payload["run_dir"]), lambda metrics: ray.train.report(metrics))
+    run = RunFolder(Path(payload["run_dir"]))
+    if any(collectives.all_gather_objects(run.verdict_file.exists())):
+        return
+    rank = collectives.rank()
+    watch = Watch(
+        run.stop_file,
+        _node_is_leaving,
+        config.scale.hang_timeout_s,
+        lambda file: faults.note_failure(
+            run, rank, -1, f"no update for {config.scale.hang_timeout_s:g} s: {file}"
+        ),
+        run.path / f"hang-rank{rank}.txt",
+    )
+    try:
+        with watch:
+            train_here(config, run.path, lambda metrics: ray.train.report(metrics), watch.control)
+    except Stopped:
+        return
+    except VoxrayError as error:
+        run.write_verdict(error)
+        is_on_all = isinstance(error, faults.NotFiniteError) or not collectives.is_distributed()
+        if not is_on_all:
+            raise  # the others wait for this worker; Ray ends them and starts all again
+
+
+def _node_is_leaving() -> bool:
+    """Whether Ray was told that this node will be drained, e.g. a spot instance that is reclaimed."""
+    import ray
+    import ray._private.state as private
+
+    with contextlib.suppress(Exception):  # a private call: without it a run only saves less often
+        draining: dict[str, int] = getattr(private, "state").get_draining_nodes()  # noqa: B009 - not typed
+        return ray.get_runtime_context().get_node_id() in draining
+    return False
 
 
 def _device() -> torch.device:

@@ -126,7 +126,7 @@ def space_files() -> list[Path]:
 
 def refuse_many_workers(config: RunConfig) -> None:
     """Raise InputError for a config that wants several workers: a trial trains in one process."""
-    if config.scale.num_workers > 1:
+    if config.scale.most_workers > 1:
         raise InputError(
             f"scale.num_workers={config.scale.num_workers}: a trial trains with one worker; pass "
             "scale.num_workers=1 (the same batch_size gives the same losses) and train the best one with more"

@@ -10,7 +10,9 @@ from voxray.config.errors import InputError, RunError
 from voxray.core.experiment import default_config
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-from voxray.train.launch import launch, plan, prepare_folder, run_folder
+from voxray.train.launch import launch, prepare_folder
+from voxray.train.plan import plan
+from voxray.train.run_folder import run_folder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 TASK = "voxray.testing.tiny:Tiny"

@@ -24,11 +24,13 @@ def run(plan, train):
 
 
 def test_the_real_trainer_in_reused_actors(space, tmp_path):
+    import ray
     from ray.util.state import list_actors
 
     from voxray.train.worker import train_here
 
-    before = {actor.actor_id for actor in list_actors()}
+    here = ray.get_runtime_context().gcs_address  # another Ray may run on the machine
+    before = {actor.actor_id for actor in list_actors(address=here)}
     plan = load_plan(space, [f"storage.path={tmp_path}", "search.trials=4", "search.max_concurrent=2"])
     finished, rows, heard, said = run(plan, train_here)
     assert finished
@@ -36,7 +38,9 @@ def test_the_real_trainer_in_reused_actors(space, tmp_path):
     assert sorted(heard, key=lambda row: row.index) == rows
     assert "4 trials to do, 2 at a time (1 CPU each, 3 fit)" in said[0]
     # From Ray's own state: four trials ran in two actors.
-    actors = [a for a in list_actors() if a.actor_id not in before and "ImplicitFunc" in a.class_name]
+    actors = [
+        a for a in list_actors(address=here) if a.actor_id not in before and "ImplicitFunc" in a.class_name
+    ]
     assert len(actors) == 2
     for row in rows:
         folder = RunFolder(plan.trial_folder(row.index))

@@ -46,6 +46,8 @@ def test_show_prints_every_value_with_its_source(voxray) -> None:
     resolved = load_experiment("dev_fast", ["training.learning_rate=1e-4"])
     lines = [line.strip() for line in out.splitlines()]
     for path, source in resolved.sources.items():
+        if path == "training.batch_size_per_worker":  # computed, as the other spelling was given
+            continue
         key = path.partition(".")[2] or path
         assert any(line.startswith(key) and line.endswith(source) for line in lines), path
     assert any(line.split() == ["learning_rate", "0.0001", "command", "line"] for line in lines)
@@ -57,11 +59,52 @@ def test_show_json_holds_the_whole_config(voxray) -> None:
     rows = json.loads(voxray("show", "dev_fast", "tags=[a, b]", "--json")[0])
     config = load_experiment("dev_fast", ["tags=[a, b]"]).config.model_dump(mode="json")
     for row in rows:
+        if row["source"].startswith("computed: "):
+            continue
         value = config
         for part in row["key"].split("."):
             value = value[part]
         assert row["value"] == value
     assert {row["key"].partition(".")[0] for row in rows} == set(config) - {"stages"} | {"stages"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sizes"),
+    [  # batch_size, batch_size_per_worker, rows per update
+        (["training.batch_size=32"], (32, 16, 64)),
+        (["training.batch_size_per_worker=16"], (32, 16, 64)),
+        (["training.batch_size_per_worker=16", "training.batch_size=32"], (32, 16, 64)),
+        (["training.batch_size=33"], (33, 17, 66)),
+    ],
+)
+def test_show_prints_both_batch_sizes_whichever_was_given(
+    overrides: list[str], sizes: tuple[int, int, int], tmp_path: Path, voxray
+) -> None:
+    (tmp_path / "e.yaml").write_text("task: cxr_memory\n")
+    common = ["scale.num_workers=2", "training.accumulate_grad_batches=2", "--json"]
+    rows = json.loads(voxray("show", str(tmp_path / "e.yaml"), *overrides, *common)[0])
+    shown = {row["key"]: row for row in rows}
+    names = ("batch_size", "batch_size_per_worker", "rows_per_update")
+    assert tuple(shown[f"training.{name}"]["value"] for name in names) == sizes
+    assert len(shown) == len(rows)
+    assert "accumulate_grad_batches" in shown["training.rows_per_update"]["source"]
+    for text in overrides:
+        assert shown[text.partition("=")[0]]["source"].startswith(("command line", "computed"))
+
+
+def test_show_prints_what_each_stage_sets_and_how_many_rows_it_takes(voxray) -> None:
+    override = "stages.1.training.accumulate_grad_batches=4"
+    out, err = voxray("show", "baseline_effv2s", override)
+    stages = out.partition("\nstages\n")[2].partition("\n\n")[0].splitlines()
+    shown = {line.split()[0]: line.split()[1] for line in stages}
+    assert shown == {
+        "0.name": "phase1", "0.epochs": "20", "0.learning_rate": "0.0001", "0.batch_size": "64",
+        "0.batch_size_per_worker": "64", "0.rows_per_update": "64",
+        "1.name": "phase2", "1.epochs": "5", "1.learning_rate": "8e-05", "1.batch_size": "128",
+        "1.accumulate_grad_batches": "4", "1.batch_size_per_worker": "128", "1.rows_per_update": "512",
+    }  # fmt: skip
+    canonical = "stages.1.accumulate_grad_batches"
+    assert f"note: command line: stages.1.training.accumulate_grad_batches is {canonical} here" in err
 
 
 def test_show_reads_a_guides_file(tmp_path: Path, voxray) -> None:

@@ -19,7 +19,6 @@ from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
 from voxray.train import checkpoint
 from voxray.train.loop import fit
 from voxray.train.run_folder import RunFolder
-from voxray.train.state import TrainState
 
 CPU = torch.device("cpu")
 
@@ -122,32 +121,7 @@ def test_a_resumed_run_is_bit_identical(tmp_path, cut_after):
     assert pick(resumed) == pick(uninterrupted)
 
 
-@pytest.mark.parametrize("lost", ["optimizer", "stage_step"])
-def test_a_part_of_the_state_that_is_lost_is_seen(tmp_path, monkeypatch, lost):
-    """The resume test above can fail: it does when the optimiser's moments or a counter are dropped."""
-    run_config = config(epochs=3)
-    uninterrupted = train(tmp_path / "whole", run_config)
-
-    def stop(metrics):
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        train(tmp_path / "cut", run_config, stop)
-    load = TrainState.load
-
-    def forgetful(self, model, state, optimizer):
-        load(self, model, state, optimizer)
-        if lost == "optimizer":
-            self.optimizer = type(optimizer)(optimizer.param_groups)
-        else:
-            self.stage_step = 0
-
-    monkeypatch.setattr(TrainState, "load", forgetful)
-    broken = train(tmp_path / "cut", run_config)
-    assert any(not torch.equal(weights(broken)[n], v) for n, v in weights(uninterrupted).items())
-
-
-def two_workers(folder: str, batch_norm: bool) -> None:
+def two_workers(folder: str, batch_norm: bool, strategy: str = "ddp") -> None:
     run_config = TinyConfig.model_validate(
         {
             # Adam turns the rounding noise of a bias before BatchNorm (true gradient 0) into steps of full
@@ -155,9 +129,23 @@ def two_workers(folder: str, batch_norm: bool) -> None:
             "training": {"batch_size": 16, "epochs": 4, "learning_rate": 0.01, "optimizer": "sgd"},
             "logging": {"log_every_n_steps": 1},
             "model": {"batch_norm": batch_norm},
+            "scale": {"strategy": strategy},
         }
     )
     train(Path(folder), run_config)
+
+
+def test_split_over_two_workers_it_learns_the_same(tmp_path):
+    """FSDP: the same losses, and a checkpoint of whole tensors that one process goes on from."""
+    two_workers(str(tmp_path / "one"), False)
+    spawn(2, two_workers, str(tmp_path / "two"), False, "fsdp")
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    np.testing.assert_allclose(step_losses(two), step_losses(one), rtol=2e-6, atol=1e-6)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-5, atol=1e-6)
+    (two.path / "log.jsonl").unlink()
+    longer = TinyConfig.model_validate({"training": {"batch_size": 16, "epochs": 5, "optimizer": "sgd"}})
+    assert train(two.path, longer).is_finished()
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

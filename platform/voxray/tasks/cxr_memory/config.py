@@ -5,7 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from voxray.config.section import Section
+from voxray.config.spellings import Spelling
 from voxray.core.run_config import RunConfig
+from voxray.core.spellings import in_words, loader_workers
 from voxray.data.config import DataConfig, PrepareConfig
 
 # Upstream's order (DOMAINS.md S4.c); every array of labels carries these names.
@@ -102,31 +104,49 @@ class Config(RunConfig, frozen=True):
         return [f"model.backbone '{self.model.backbone}' is timm's '{timm_name}'"] if timm_name else []
 
 
+# A phase's key → that of a stage, which may be a spelling itself (`lr`, `use_lr_finder`).
+_OF_A_PHASE = {
+    "total_epochs": "epochs",
+    "lr_max": "learning_rate",
+    "loss": "objective.loss",
+    "patience": "early_stopping_patience",
+    **{
+        key: key
+        for key in (
+            "batch_size",
+            "epochs",
+            "learning_rate",
+            "lr",
+            "lr_min",
+            "weight_decay",
+            "optimizer",
+            "early_stopping_patience",
+            "min_delta",
+            "use_lr_finder",
+            "freeze_epochs",
+        )
+    },
+}
+
 # guide's path → our path; a value of a guide's file or command line moves unchanged. What the files say of
-# the memory bank, the LR finder, freezing and each phase's loss has no key here; `voxray show` lists it.
+# the memory bank has no key here; `voxray show` lists it.
 ALIASES = {
     "data_dir": "data.path",
     "data.data_dir": "data.path",
     "data.val_pct": "data.prepare.splits.val",
+    "data.valid_pct": "data.prepare.splits.val",
     "data.image_size.0": "data.prepare.image_size",
     "data.image_size.1": "data.prepare.image_size",
     "data.seed": "training.seed",
-    "general.seed": "training.seed",
     "model.dropout_rate": "model.dropout",
     **{
-        f"phase{index + 1}.{guides}": f"stages.{index}.{ours}"
+        f"phase{index + 1}.{theirs}": f"stages.{index}.{ours}"
         for index in (0, 1)
-        for guides, ours in {
-            "batch_size": "batch_size",
-            "epochs": "epochs",
-            "total_epochs": "epochs",
-            "learning_rate": "learning_rate",
-            "lr": "learning_rate",
-            "lr_max": "learning_rate",
-            "weight_decay": "weight_decay",
-            "optimizer": "optimizer",
-            "patience": "patience",
-            "early_stopping_patience": "patience",
-        }.items()
+        for theirs, ours in _OF_A_PHASE.items()
     },
+    "phase1.num_workers": Spelling("data.read_threads", loader_workers),
+    "phase2.num_workers": Spelling("data.read_threads", loader_workers),
+    "phase1.save_best": "checkpoints.save_best",
+    "phase2.save_best": "checkpoints.save_best",
+    "phase2.load_from_phase1": Spelling("stages.1.start_from", in_words({"true": "best"})),
 }

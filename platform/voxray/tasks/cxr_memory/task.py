@@ -131,6 +131,10 @@ class CxrMemory(Task):
             for name, positives, area in zip(LABELS, positives_K, areas, strict=True)
         ]
 
+    def example_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Return the images, as stored: grey levels 0-255."""
+        return (cast(CxrBatch, batch).image_BCHW,)
+
     def floor(self, train: dict[str, np.ndarray], held_out: dict[str, np.ndarray]) -> np.ndarray:
         """Return scores [N, K] of PCA and logistic regression on the pixels."""
         return data.floor(train, held_out)

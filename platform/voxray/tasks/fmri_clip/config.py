@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from voxray.config.spellings import Spelling
 from voxray.core.run_config import RunConfig
+from voxray.core.spellings import loader_workers
 from voxray.data.config import DataConfig, PrepareConfig
 
 
@@ -61,3 +63,22 @@ class Config(RunConfig, frozen=True):
 
     task: str = "fmri_clip"
     data: FmriClipDataConfig = FmriClipDataConfig()
+
+
+# guide's path → our path
+ALIASES = {
+    "experiment.name": "experiment_name",
+    "experiment.description": "description",
+    "experiment.tags": "tags",
+    "dataset.subject": Spelling(
+        "data.prepare.subjects", lambda names: [names] if isinstance(names, str) else names
+    ),
+    "dataset.train_ratio": "data.prepare.splits.train",
+    "dataset.val_ratio": "data.prepare.splits.val",
+    "dataset.test_ratio": "data.prepare.splits.test",
+    "dataset.num_workers": Spelling("data.read_threads", loader_workers),
+    "ridge.alpha": Spelling(instead="write training.closed_form.alphas: [ALPHA]"),
+    "ridge.alpha_range": Spelling("training.closed_form.alphas", also={"training.stepper": "closed_form"}),
+    "ridge.cv_folds": "training.closed_form.folds",
+    "ridge.fit_intercept": "training.closed_form.fit_intercept",
+}

@@ -1,11 +1,13 @@
-"""Typed config of the hyperspectral task: what its data needs."""
+"""Typed config of the hyperspectral task: what its data needs, and the guide's spellings."""
 
 from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, field_validator
 
+from voxray.config.spellings import Spelling
 from voxray.core.run_config import RunConfig
+from voxray.core.spellings import HYDRA, optimizer, schedule
 from voxray.data.config import DataConfig, PrepareConfig
 
 
@@ -64,3 +66,12 @@ class Config(RunConfig, frozen=True):
 
     task: str = "hyperspectral"
     data: HyperspectralDataConfig = HyperspectralDataConfig()
+
+
+# guide's path → our path. Hydra's groups are named at the top: `optimizer=adamw scheduler=cosine`.
+ALIASES = {
+    **HYDRA,
+    "optimizer": Spelling("training.optimizer", optimizer),
+    "scheduler": Spelling("training.schedule", schedule),
+    "dataset.csv_file": "data.prepare.table",
+}

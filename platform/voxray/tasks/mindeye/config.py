@@ -1,10 +1,12 @@
-"""Typed config of the MindEye task: what its data needs."""
+"""Typed config of the MindEye task: what its data needs, and the guide's spellings."""
 
 from typing import Literal
 
 from pydantic import Field
 
+from voxray.config.spellings import Spelling
 from voxray.core.run_config import RunConfig
+from voxray.core.spellings import at_top, true_is
 from voxray.data.config import DataConfig, PrepareConfig
 
 
@@ -35,3 +37,16 @@ class Config(RunConfig, frozen=True):
 
     task: str = "mindeye"
     data: MindEyeDataConfig = MindEyeDataConfig()
+
+
+# guide's path → our path: the flat keys of train_combined.py and its config files
+ALIASES = {
+    **at_top("batch_size", "num_epochs", "lr_scheduler", "lr_scheduler_type", "mixed_precision"),
+    "max_lr": "training.learning_rate",
+    "first_batch": Spelling("training.overfit_batches", true_is(1, None)),
+    "ckpt_interval": "checkpoints.save_every_n_epochs",
+    "wandb_log": "logging.wandb.enabled",
+    "wandb_project": "logging.wandb.project",
+    "wandb_run_name": "run.name",
+    "wandb_notes": "description",
+}

@@ -1,0 +1,177 @@
+"""One model on one or many workers: DDP, FSDP, torch.compile, and its state as one process would hold it.
+
+States are keyed by parameter names and hold whole tensors, so a checkpoint does not depend on how the model
+was split when it was written.
+"""
+
+# torch annotates its functions in part only.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+import contextlib
+from collections.abc import Generator
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from voxray.core import collectives
+from voxray.core.batch import Batch
+from voxray.core.losses import LossTerms
+from voxray.core.run_config import Stage
+from voxray.core.task import Task
+from voxray.nn.global_batch_norm import GlobalBatchNorm
+
+OWN_SHARD = 1_000_000  # parameters from which a repeated block is a shard of its own
+
+
+class LossModule(nn.Module):
+    """The one module that DDP wraps: forward(batch, stage) is the task's weighted sums.
+
+    They leave it as a dict of tensors, since wrappers look for tensors in what a forward pass returns; the
+    terms themselves stay in `terms` until the next pass.
+    """
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        """Hold the model; the task is no module and stays outside the state."""
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.terms: LossTerms = {}
+
+    def forward(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
+        """Return each loss term's weighted sum over this worker's entries."""
+        self.terms = self.task.loss(self.model, batch, stage)
+        return {name: term.weight * term.sum for name, term in self.terms.items()}
+
+
+def place(model: nn.Module, stage: Stage, device: torch.device) -> None:
+    """Split the model over the workers (FSDP) and compile it, in place, where the config says so."""
+    is_split = isinstance(model, FSDPModule)
+    if stage.config.scale.strategy == "fsdp" and collectives.is_distributed() and not is_split:
+        mesh = init_device_mesh(device.type, (collectives.world_size(),))
+        for block in _large_blocks(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    mode = stage.training.compile
+    if mode != "off":
+        model.compile(mode=mode)
+
+
+def wrap(module: LossModule, device: torch.device) -> nn.Module:
+    """Wrap in DDP when several workers hold whole models. Its buffers are global already (GlobalBatchNorm).
+
+    From three workers on the order in which gradients are added follows DDP's buckets, which it deals anew
+    after the first update unless it looks for unused parameters: then a resumed run would not be bit-equal.
+    """
+    if not collectives.is_distributed() or isinstance(module.model, FSDPModule):
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        find_unused_parameters=collectives.world_size() > 2,
+    )
+
+
+def unwrapped(module: nn.Module) -> LossModule:
+    """Return the LossModule inside of `wrap`."""
+    return cast(LossModule, module.module if isinstance(module, DistributedDataParallel) else module)
+
+
+@contextlib.contextmanager
+def forward_context(
+    module: nn.Module, stage: Stage, device: torch.device, ends_update: bool
+) -> Generator[None]:
+    """Autocast, BatchNorm over all workers, and the gradients' exchange at the update's last micro-batch
+    only.
+    """
+    training = stage.training
+    with contextlib.ExitStack() as stack:
+        if training.precision != "fp32":
+            dtype = torch.bfloat16 if training.precision == "bf16" else torch.float16
+            stack.enter_context(torch.autocast(device.type, dtype=dtype))
+        if training.sync_batchnorm and collectives.is_distributed():
+            stack.enter_context(GlobalBatchNorm())
+        inner = unwrapped(module).model
+        if isinstance(inner, FSDPModule):
+            inner.set_requires_gradient_sync(ends_update)
+        elif isinstance(module, DistributedDataParallel) and not ends_update:
+            stack.enter_context(module.no_sync())
+        yield
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that may be split over the workers, whole; every worker calls this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the model's state dict, whole."""
+    return {name: whole(value.detach()) for name, value in model.state_dict().items()}
+
+
+def load_model(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load a whole state dict into a model that may be split; keys and shapes must match."""
+    there = model.state_dict()
+    model.load_state_dict({name: _like(value, there.get(name)) for name, value in weights.items()})
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the optimiser's state by parameter names, whole, of tensors and plain values."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups, moments = [], {}
+    for group in optimizer.param_groups:
+        own = {key: value for key, value in group.items() if key != "params"}
+        groups.append({**own, "params": [names[id(parameter)] for parameter in group["params"]]})
+        for parameter in group["params"]:
+            moments[names[id(parameter)]] = {
+                key: whole(value) if isinstance(value, torch.Tensor) else value
+                for key, value in optimizer.state[parameter].items()
+            }
+    return {"groups": groups, "state": moments}
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over what `optimizer_state` returned; the optimiser was built from the same config.
+
+    torch moves each moment to where its parameter lies.
+    """
+    parameters = dict(model.named_parameters())
+    names = [name for group in saved["groups"] for name in group["params"]]
+    built = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert [id(parameters[name]) for name in names] == built
+    numbers = {name: number for number, name in enumerate(names)}
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in saved["groups"]]
+    moments = {
+        numbers[name]: {
+            key: _like(value, parameters[name]) if isinstance(value, torch.Tensor) and value.ndim else value
+            for key, value in own.items()
+        }
+        for name, own in saved["state"].items()
+    }
+    optimizer.load_state_dict({"param_groups": groups, "state": moments})
+
+
+def _like(value: torch.Tensor, there: torch.Tensor | None) -> torch.Tensor:
+    """Split a whole tensor as `there` is split, on its device."""
+    if there is None:
+        return value
+    moved = value.to(there.device)
+    if isinstance(there, DTensor):
+        return distribute_tensor(moved, there.device_mesh, there.placements)
+    return moved
+
+
+def _large_blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules of lists (a transformer's blocks) that are large enough to be gathered one by one."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    blocks = [block for held in lists for block in held if _num_parameters(block) >= OWN_SHARD]
+    return list(dict.fromkeys(reversed(blocks)))  # inner blocks before those that hold them
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
