@@ -13,6 +13,17 @@ def key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of `device`.
+
+    `torch.manual_seed` seeds those of all devices, and formats the call stack for each that is not in use
+    yet: 0.6 ms on a machine without a GPU.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def uniform_rows(seed: int, position_B: torch.Tensor, num: int) -> torch.Tensor:
     """Return [B, num] uniforms in [0, 1): row i depends on (seed, position_B[i]) alone, on any device or
     worker count.

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from voxray.core import collectives
-
 
 def _never() -> bool:
     return False
@@ -36,10 +34,10 @@ class Wishes:
     save: bool = False
 
 
-class SharedVector:
-    """Numbers that are added up over the workers once per update, in one message, and read by the host.
+class HostNumbers:
+    """Numbers of the device that the host looks at once per update.
 
-    On a GPU the host reads an update's numbers one update later, so that it never waits for the device.
+    On a GPU it sees an update's numbers one update later, so that it never waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,17 +45,13 @@ class SharedVector:
         self._device = device
         self._on_its_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
 
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the workers of float64 `values` [N], on the device."""
-        return collectives.all_reduce_sum(values)
-
-    def read(self, total: torch.Tensor) -> list[float] | None:
-        """Return numbers that are the same on every worker: these (CPU), or the last update's (GPU)."""
+    def read(self, values: torch.Tensor) -> list[float] | None:
+        """Return these numbers [N] (CPU), or the last update's (GPU); None where there were none yet."""
         if self._device.type != "cuda":
-            return total.tolist()
+            return values.tolist()
         before = self._on_its_way
-        copy = torch.empty_like(total, device="cpu", pin_memory=True)
-        copy.copy_(total, non_blocking=True)
+        copy = torch.empty_like(values, device="cpu", pin_memory=True)
+        copy.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
         self._on_its_way = copy, arrived

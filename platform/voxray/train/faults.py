@@ -48,7 +48,7 @@ class NonFinite:
     def __init__(self, loop: Fit, stage: Stage, always: bool) -> None:
         """`always`: look at each update at once; else when `check` is called."""
         self._loop, self._stage, self._always = loop, stage, always
-        self._unread: list[tuple[int, list[int], torch.Tensor, tuple[list[str], ...]]] = []
+        self._unread: list[tuple[int, list[int], torch.Tensor | bool, tuple[list[str], ...]]] = []
 
     def look(self, state: TrainState, outcome: Outcome, group: Group) -> None:
         """Take an update's outcome, before the state counts it."""

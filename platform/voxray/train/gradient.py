@@ -8,31 +8,32 @@ workers.
 # torch annotates its functions in part only.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
-from dataclasses import dataclass
+import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from voxray.core import collectives
 from voxray.core.batch import Batch
-from voxray.core.randomness import key
+from voxray.core.randomness import key, reseed
 from voxray.core.run_config import Stage
 from voxray.core.task import Task
 from voxray.train import parallel
-from voxray.train.control import Control, SharedVector, Wishes
+from voxray.train.control import Control, HostNumbers, Wishes
+from voxray.train.meter import Terms
 from voxray.train.state import TrainState
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One update: each term's [sum, count] over all workers, the gradient's norm, and whether it was applied.
+class Outcome(NamedTuple):
+    """One update: each term's sum and count over all workers, the gradient's norm, whether it was applied.
 
-    `finite` is a tensor [] of bool: reading it makes the host wait for the device.
+    `finite` is on a GPU a tensor [] of bool: reading it makes the host wait for the device.
     """
 
-    terms: dict[str, torch.Tensor]
+    terms: Terms
     grad_norm: torch.Tensor
-    finite: torch.Tensor
+    finite: torch.Tensor | bool
     applied: bool
     wishes: Wishes
 
@@ -56,7 +57,9 @@ class GradientStepper:
         """
         self._task, self._state, self._stage, self._module = task, state, stage, module
         self._device, self._control, self._writes = device, control, writes
-        self._shared = SharedVector(device)
+        self._shared = HostNumbers(device)
+        self._world_size = collectives.world_size()
+        self._trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         training = stage.training
         self._may_skip = training.on_nonfinite != "stop" or training.precision == "fp16"
         # The host looks at every update where that is free, or where an update may have to be left out.
@@ -64,7 +67,7 @@ class GradientStepper:
 
     def update(self, micro_batches: list[Batch]) -> Outcome:
         """Apply one update. One that is not finite is left out, buffers restored, if the stage says so."""
-        state, training = self._state, self._stage.training
+        state = self._state
         optimizer = state.optimizer
         assert optimizer is not None
         counts = total_counts(self._task, micro_batches, self._stage)
@@ -72,10 +75,9 @@ class GradientStepper:
         sums = self._gradients(micro_batches, counts)
         if state.scaler:
             state.scaler.unscale_(optimizer)
-        grad_norm = clipped_norm(state.model, training.clip_grad_norm)
+        grad_norm = clipped_norm(self._trained, self._stage.training.clip_grad_norm)
         totals, wishes = self._over_all_workers(sums)
-        loss_is_finite = totals.isfinite().all()
-        finite = loss_is_finite & grad_norm.isfinite()
+        finite = all_finite([*totals.values(), grad_norm])
         applied = not self._may_skip or bool(finite)
         if applied:
             state.scaler.step(optimizer) if state.scaler else optimizer.step()
@@ -86,58 +88,82 @@ class GradientStepper:
                 buffer.copy_(before)
         if state.scaler:
             state.scaler.update()
-            finite = loss_is_finite  # a gradient beyond fp16 is what the scaler is for
+            finite = all_finite(list(totals.values()))  # a gradient beyond fp16 is what the scaler is for
         if state.ema and applied:
             state.ema.update(state.model, state.stage_step)
-        terms = {name: torch.stack([total, counts[name]]) for name, total in zip(sums, totals, strict=True)}
+        terms = {name: (total, counts[name]) for name, total in totals.items()}
         return Outcome(terms, grad_norm, finite, applied, wishes)
 
     def _gradients(
         self, micro_batches: list[Batch], counts: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Run forward and backward passes; return each term's sum over this worker's entries."""
-        state, seed = self._state, self._stage.training.seed
+        state, seed, rank = self._state, self._stage.training.seed, collectives.rank()
         assert state.optimizer is not None
         state.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
         for index, batch in enumerate(micro_batches):
-            torch.manual_seed(key(seed, "step", state.step, index, collectives.rank()))
+            reseed(key(seed, "step", state.step, index, rank), self._device)
             ends_update = index == len(micro_batches) - 1
             with parallel.forward_context(self._module, self._stage, self._device, ends_update):
                 weighted: dict[str, torch.Tensor] = self._module(batch, self._stage)
-                parts = [value / counts[name].to(value.dtype) for name, value in weighted.items()]
-                total = torch.stack(parts).sum() * collectives.world_size()
-                (state.scaler.scale(total) if state.scaler else total).backward()
+                self._backward(weighted, counts)
             for name, value in weighted.items():
-                sums[name] = sums.get(name, 0) + value.detach().double()
+                value = value.detach()
+                sums[name] = sums[name].double() + value if name in sums else value
             self._control.beat()
         return sums
 
-    def _over_all_workers(self, sums: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Wishes]:
-        """Return the terms' sums [N] and what any worker was asked for, exchanged in one message."""
-        asked = [float(self._control.should_stop()), float(self._control.should_save())]
-        wishes_2 = torch.tensor(asked, dtype=torch.float64).to(self._device, non_blocking=True)
-        total = self._shared.total(torch.cat([torch.stack(list(sums.values())), wishes_2]))
+    def _backward(self, weighted: dict[str, torch.Tensor], counts: dict[str, torch.Tensor]) -> None:
+        """Add the gradient of Σ sum / count, times the workers: DDP and FSDP average over them.
+
+        1 / count is where each sum's gradient begins, so the quotient itself need not be made.
+        """
+        scaler = self._state.scaler
+        seeds = [counts[name].to(value.dtype).reciprocal() for name, value in weighted.items()]
+        if self._world_size > 1:
+            seeds = [seed * self._world_size for seed in seeds]
+        if scaler:
+            seeds = [scaler.scale(seed) for seed in seeds]
+        torch.autograd.backward(list(weighted.values()), seeds)
+
+    def _over_all_workers(self, sums: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Wishes]:
+        """Return the terms' sums and what any worker was asked for, exchanged in one message."""
+        stop, save = self._control.should_stop(), self._control.should_save()
+        if self._world_size == 1:
+            return sums, Wishes(stop, save)
+        asked_2 = torch.tensor([float(stop), float(save)], dtype=torch.float64)
+        own = torch.cat(
+            [torch.stack(list(sums.values())).double(), asked_2.to(self._device, non_blocking=True)]
+        )
+        total = collectives.all_reduce_sum(own)
         numbers = self._shared.read(total[-2:])
         wishes = Wishes(numbers[0] > 0, numbers[1] > 0) if numbers else Wishes()
-        return total[:-2], wishes
+        return dict(zip(sums, total, strict=False)), wishes
 
 
-def clipped_norm(model: nn.Module, max_norm: float | None) -> torch.Tensor:
-    """Clip the gradients to `max_norm`, where one is given; return their norm before it, float [] ."""
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+def clipped_norm(parameters: list[nn.Parameter], max_norm: float | None) -> torch.Tensor:
+    """Clip the gradients to `max_norm`, where one is given; return their norm before it, float []."""
     if max_norm is not None:
-        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-    else:
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return parallel.whole(norm)
+        return parallel.whole(nn.utils.clip_grad_norm_(parameters, max_norm))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return parallel.whole(nn.utils.get_total_norm(gradients))
+
+
+def all_finite(values: list[torch.Tensor]) -> torch.Tensor | bool:
+    """Return whether all numbers [] are finite: a tensor where they lie on a GPU, which is not waited for."""
+    if values[0].device.type == "cpu":
+        return all(math.isfinite(value) for value in values)
+    return torch.stack([value.double() for value in values]).isfinite().all()
 
 
 def total_counts(task: Task, micro_batches: list[Batch], stage: Stage) -> dict[str, torch.Tensor]:
-    """Return each term's count over all workers and micro-batches of the update, float64 [], at least 1."""
+    """Return each term's count over all workers and micro-batches of the update, [], at least 1."""
     own: dict[str, torch.Tensor] = {}
     for batch in micro_batches:
         for name, count in task.normalizers(batch, stage).items():
-            own[name] = own.get(name, 0) + count.double()
-    totals = collectives.all_reduce_sum(torch.stack(list(own.values()))).clamp(min=1)
-    return dict(zip(own, totals, strict=True))
+            own[name] = own[name] + count if name in own else count
+    if collectives.is_distributed():
+        together = torch.stack([count.double() for count in own.values()])
+        own = dict(zip(own, collectives.all_reduce_sum(together), strict=True))
+    return {name: count.clamp(min=1) for name, count in own.items()}

@@ -126,8 +126,8 @@ def solve_stage(loop: Fit, state: TrainState, stage: Stage) -> None:
     loop.log({**place_of(state, stage), **found.record()})
     if found.warning:
         loop.note(found.warning)
-    entries = float(found.num_rows * found.num_targets)
-    state.add_terms({"mse": torch.tensor([found.train_mse * entries, entries], dtype=torch.float64)})
+    entries = torch.tensor(found.num_rows * found.num_targets, dtype=torch.float64)
+    state.add_terms({"mse": (found.train_mse * entries, entries)})
     state.step, state.stage_step, state.stage_ended = state.step + 1, 1, True
     end_epoch(loop, state, stage)
 

@@ -2,39 +2,57 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from voxray.core import collectives
 
+# One update's terms: name → (sum, count) over all workers' entries, [] each.
+Terms = dict[str, tuple[torch.Tensor, torch.Tensor]]
+MOST_UNREAD = 64
 
-@dataclass
+
 class Totals:
-    """Each loss term's [sum, count] over all workers' entries, added up in float64; equal on all workers."""
+    """Each loss term's sum and count over updates, added up in float64, one update after the other.
 
-    terms: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    What an update gives is only read when it is asked for, so that the host need not wait for a GPU.
+    """
 
-    def add(self, terms: dict[str, torch.Tensor]) -> None:
-        """Take one update's [sum, count] per term."""
-        for name, value in terms.items():
-            self.terms[name] = value if name not in self.terms else self.terms[name] + value
+    def __init__(self, sums: dict[str, list[float]] | None = None) -> None:
+        """Begin with `sums`: name → [sum, count]."""
+        self._sums = sums or {}
+        self._unread: list[Terms] = []
+
+    def add(self, terms: Terms) -> None:
+        """Take one update's terms."""
+        self._unread.append(terms)
+        if len(self._unread) >= MOST_UNREAD:
+            self._read()
 
     def means(self) -> dict[str, float]:
         """Return `train/loss`, the sum of the terms' means, and each mean where there are several."""
-        means = {f"train/{name}": float(value[0] / value[1]) for name, value in self.terms.items()}
+        self._read()
+        means = {f"train/{name}": value[0] / value[1] for name, value in self._sums.items()}
         if not means:
             return {}
         return {"train/loss": sum(means.values()), **(means if len(means) > 1 else {})}
 
     def state_dict(self) -> dict[str, list[float]]:
         """Return plain numbers; float64 survives as they are."""
-        return {name: [float(number) for number in value] for name, value in self.terms.items()}
+        self._read()
+        return {name: list(value) for name, value in self._sums.items()}
 
-    @staticmethod
-    def from_state(state: dict[str, Any]) -> "Totals":
-        """Return the totals that `state_dict` wrote."""
-        return Totals({name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()})
+    def _read(self) -> None:
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        tensors = [number for terms in unread for pair in terms.values() for number in pair]
+        numbers = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
+        for terms in unread:
+            for name in terms:
+                total = self._sums.setdefault(name, [0.0, 0.0])
+                total[0] += next(numbers)
+                total[1] += next(numbers)
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """From a request to the micro-batches of one update after the other, on the device and augmented."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice, pairwise
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from voxray.core import collectives
@@ -15,8 +17,7 @@ from voxray.train.device import on_device
 from voxray.train.fit_context import Fit
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """The micro-batches of one update on this worker, and the seconds it waited for them.
 
     `num_batches` counts what was asked of the data; where memory is short each is cut into several.
@@ -41,17 +42,24 @@ class Group:
 def updates(loop: Fit, task: Task, request: EpochRequest, per_update: int) -> Iterator[Group]:
     """Yield the micro-batches of one update after the other."""
     augment_key = key(request.seed, "augment", request.stage, request.epoch)
-    batches = on_device((task.collate(columns) for columns in loop.source.batches(request)), loop.device)
+    num_parts = loop.run.micro_batch_parts
+    num_rows: deque[int] = deque()  # of the batches on their way, counted where the host need not wait
+
+    def collated() -> Iterator[Batch]:
+        for columns in loop.source.batches(request):
+            num_rows.append(int(np.count_nonzero(columns["valid"])))
+            yield task.collate(columns)
+
+    batches = on_device(collated(), loop.device)
     while True:
         before = time.monotonic()
         taken = list(islice(batches, per_update))
         if not taken:
             return
-        rows = sum(len(batch) for batch in taken) if taken else 0
-        valid = sum(int(batch.valid_B.sum()) for batch in taken) if loop.device.type == "cpu" else rows
-        parts = [part for batch in taken for part in cut(batch, loop.run.micro_batch_parts)]
+        parts = [part for batch in taken for part in cut(batch, num_parts)]
         augmented = [task.augment(part, augment_key) for part in parts]
-        yield Group(augmented, len(taken), valid, time.monotonic() - before)
+        rows = sum(num_rows.popleft() for _ in taken)
+        yield Group(augmented, len(taken), rows, time.monotonic() - before)
 
 
 def cut(batch: Batch, parts: int) -> list[Batch]:

@@ -40,12 +40,20 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
         self.task = task
-        self.terms: LossTerms = {}
+        self._last: list[LossTerms] = [{}]  # in a list, as Module's __setattr__ would take 10 µs each time
+
+    @property
+    def terms(self) -> LossTerms:
+        """The terms of the last forward pass."""
+        return self._last[0]
 
     def forward(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Return each loss term's weighted sum over this worker's entries."""
-        self.terms = self.task.loss(self.model, batch, stage)
-        return {name: term.weight * term.sum for name, term in self.terms.items()}
+        self._last[0] = self.task.loss(self.model, batch, stage)
+        return {
+            name: term.sum if term.weight == 1 else term.weight * term.sum
+            for name, term in self._last[0].items()
+        }
 
 
 def place(model: nn.Module, stage: Stage, device: torch.device) -> None:
@@ -82,13 +90,22 @@ def unwrapped(module: nn.Module) -> LossModule:
     return cast(LossModule, module.module if isinstance(module, DistributedDataParallel) else module)
 
 
-@contextlib.contextmanager
 def forward_context(
     module: nn.Module, stage: Stage, device: torch.device, ends_update: bool
-) -> Generator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Autocast, BatchNorm over all workers, and the gradients' exchange at the update's last micro-batch
     only.
     """
+    if stage.training.precision == "fp32" and not collectives.is_distributed():
+        return _NOTHING
+    return _entered(module, stage, device, ends_update)
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _entered(module: nn.Module, stage: Stage, device: torch.device, ends_update: bool) -> Generator[None]:
     training = stage.training
     with contextlib.ExitStack() as stack:
         if training.precision != "fp32":

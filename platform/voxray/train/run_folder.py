@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from voxray.config.errors import InputError, RunError, VoxrayError
 from voxray.config.resolve import leaves
@@ -110,15 +110,14 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record; NaN and infinities become null."""
-        with self.log_file.open("a+b") as file:
-            if file.tell() and not self._ends_with_newline(file):  # a kill cut the last line short
-                file.write(b"\n")
-            file.write(json.dumps(plain(record)).encode() + b"\n")
-
-    @staticmethod
-    def _ends_with_newline(file: BinaryIO) -> bool:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+        line = json.dumps(plain(record)).encode() + b"\n"
+        file = os.open(self.log_file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(file).st_size
+            was_cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # by a kill
+            os.write(file, b"\n" + line if was_cut else line)
+        finally:
+            os.close(file)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the log's records as of one uninterrupted run; empty where nothing was logged. See

@@ -15,7 +15,7 @@ from torch import nn
 from voxray.train import parallel
 from voxray.train.config import TrainingConfig
 from voxray.train.ema import Ema
-from voxray.train.meter import Totals
+from voxray.train.meter import Terms, Totals
 
 
 @dataclass
@@ -96,7 +96,7 @@ class TrainState:
         for name in self.PLAIN:
             setattr(self, name, state[name])
         for name in self.TOTALS:
-            setattr(self, name, Totals.from_state(state[name]))
+            setattr(self, name, Totals(state[name]))
 
     def load_tensors(self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
         """Take over weights, moving average, optimiser and scaler, all of which were built for the saved
@@ -115,8 +115,8 @@ class TrainState:
         self.step, self.stage_step = self.step + 1, self.stage_step + 1
         self.epoch_batch += num_batches
 
-    def add_terms(self, terms: dict[str, torch.Tensor]) -> None:
-        """Take one update's [sum, count] per loss term."""
+    def add_terms(self, terms: Terms) -> None:
+        """Take one update's sum and count per loss term."""
         self.epoch_totals.add(terms)
         self.window_totals.add(terms)
 
