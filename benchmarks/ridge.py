@@ -95,7 +95,7 @@ def fit_ours(size: Size, alphas: tuple[float, ...]) -> dict[str, Any]:
     """Stream the rows into `Statistics`, solve."""
     import torch
 
-    from voxray.train.ridge import Statistics, solve
+    from voxray.train.ridge.statistics import Statistics, solve
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     before, timer = resident_mb(), Timer()

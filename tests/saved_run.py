@@ -6,10 +6,10 @@ from torch import nn
 
 from voxray.core.run_config import RunConfig
 from voxray.data.manifest import load_manifest
-from voxray.train.checkpoint import Best, Saver, last
-from voxray.train.dataset_facts import DatasetFacts
+from voxray.train.checkpoints.checkpoint import Best, Saver, last
+from voxray.train.checkpoints.snapshot import snapshot
 from voxray.train.run_folder import RunFolder
-from voxray.train.snapshot import snapshot
+from voxray.train.trained.dataset_facts import DatasetFacts
 
 
 def begin_run(folder: Path, config: RunConfig) -> RunFolder:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from voxray.train.trained import Trained
+    from voxray.train.trained.load import Trained
 
 try:
     __version__ = version("voxray")
@@ -26,7 +26,7 @@ def load(run: "str | Path", device: "str | torch.device | None" = None) -> "Trai
     folder, or one that `voxray export` wrote. `device` is by default a GPU where there is one. The dataset
     may be gone. Raises InputError when there is no model, RunError when a file is damaged.
     """
-    from voxray.train import trained
+    from voxray.train.trained import load as trained
 
     return trained.load(run, device)
 
@@ -47,8 +47,8 @@ def evaluate(
     """
     from pathlib import Path
 
-    from voxray.train import trained
-    from voxray.train.evaluate_run import evaluate_run
+    from voxray.train.trained import load as trained
+    from voxray.train.trained.evaluate_run import evaluate_run
 
     given = model if isinstance(model, trained.Trained) else trained.load(model)
     return evaluate_run(given, split, floor, data, None if out is None else Path(out))

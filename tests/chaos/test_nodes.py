@@ -11,7 +11,7 @@ import pytest
 from voxray.testing.chaos import SlowTiny, log_of
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import TinyConfig, tiny_rows
-from voxray.train import checkpoint
+from voxray.train.checkpoints import checkpoint
 from voxray.train.run_folder import RunFolder
 
 pytestmark = pytest.mark.chaos

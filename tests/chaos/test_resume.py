@@ -15,7 +15,7 @@ from voxray.core import collectives
 from voxray.testing.sources import ArraySource
 from voxray.testing.spawn import spawn
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-from voxray.train import checkpoint
+from voxray.train.checkpoints import checkpoint
 from voxray.train.control import Control
 from voxray.train.loop import fit
 from voxray.train.run_folder import RunFolder

@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
-from voxray.train import checkpoint
-from voxray.train.checkpoint import Best, Saver
-from voxray.train.snapshot import snapshot
+from voxray.train.checkpoints import checkpoint
+from voxray.train.checkpoints.checkpoint import Best, Saver
+from voxray.train.checkpoints.snapshot import snapshot
 
 pytestmark = pytest.mark.chaos
 
@@ -60,7 +60,7 @@ def after_first_save(pipe, rng):
 
 def test_a_valid_checkpoint_loads_after_each_of_50_kills(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["voxray.train.checkpoint"])
+    context.set_forkserver_preload(["voxray.train.checkpoints.checkpoint"])
     rng = random.Random(0)
     cut_short, valid = 0, 0
     for _ in range(NUM_KILLS):

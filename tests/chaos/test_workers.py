@@ -12,7 +12,7 @@ from voxray.core.experiment import default_config
 from voxray.testing.chaos import SlowTiny, kill_worker, log_of, wait_for_step
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import TinyConfig, tiny_rows
-from voxray.train import checkpoint
+from voxray.train.checkpoints import checkpoint
 from voxray.train.launch import launch
 from voxray.train.run_folder import RunFolder
 

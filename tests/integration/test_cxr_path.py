@@ -8,9 +8,9 @@ from rich.console import Console
 from voxray.core.experiment import default_config
 from voxray.core.registry import task_class
 from voxray.data.prepare import prepare
-from voxray.train.evaluate_run import evaluate_run
 from voxray.train.launch import launch
-from voxray.train.trained import load
+from voxray.train.trained.evaluate_run import evaluate_run
+from voxray.train.trained.load import load
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -29,8 +29,8 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """Print RUN's metrics on a split with 95 % intervals by group, and write them into RUN."""
-    from voxray.train.evaluate_run import evaluate_run, results_folder
-    from voxray.train.trained import load
+    from voxray.train.trained.evaluate_run import evaluate_run, results_folder
+    from voxray.train.trained.load import load
 
     trained = load(run)
     result = evaluate_run(trained, split, floor, data, out)

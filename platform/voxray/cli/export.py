@@ -26,12 +26,12 @@ def export(
     ] = None,
 ) -> None:
     """Write RUN's model to OUT, read it back and, for torch_export and onnx, print the largest difference."""
-    from voxray.train.output import refuse_existing
+    from voxray.train.trained.output import refuse_existing
 
     refuse_existing(out)
-    from voxray.train.export import OTHER_SIZES, TOLERANCE, format_of
-    from voxray.train.export import export as export_model
-    from voxray.train.trained import load
+    from voxray.train.trained.export import OTHER_SIZES, TOLERANCE, format_of
+    from voxray.train.trained.export import export as export_model
+    from voxray.train.trained.load import load
 
     kind = format_of(out, format)
     done = export_model(load(run, device="cpu"), out, kind, data)

@@ -23,14 +23,14 @@ def predict(
     ] = False,
 ) -> None:
     """Write RUN's predictions for all rows of a split into OUT: sample_id, group_id, the task's columns."""
-    from voxray.train.output import refuse_existing
+    from voxray.train.trained.output import refuse_existing
 
     page = out.with_name(f"{out.name}.html")
     refuse_existing(out)
     if images:
         refuse_existing(page)
-    from voxray.train.predictions import predict as predict_rows
-    from voxray.train.trained import load
+    from voxray.train.trained.load import load
+    from voxray.train.trained.predictions import predict as predict_rows
 
     trained = load(run)
     if images:

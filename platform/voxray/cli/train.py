@@ -81,7 +81,7 @@ def _train(resolved: "Resolved[Any]", resume: Literal["auto", "never", "must"]) 
 
 def _print_plan(resolved: "Resolved[Any]", as_json: bool) -> None:
     from voxray.cluster.connect import connect
-    from voxray.train.plan import needs_ray, plan
+    from voxray.train.dry_run.plan import needs_ray, plan
     from voxray.train.run_folder import run_folder
 
     with connect() if needs_ray(resolved.config) else contextlib.nullcontext():

@@ -97,7 +97,9 @@ class DataConfig(Section, frozen=True):
         "Ray Data tasks read them anywhere; auto: local for a folder, cache or stream for a URL",
     )
     window_mb: float = Field(
-        default=32.0, gt=0, description="rows that one read task of `stream` gathers, in MB"
+        default=96.0,
+        gt=0,
+        description="rows that one read task of `stream` gathers, in MB; one batch where they are decoded",
     )
     read_threads: int | Literal["auto"] = Field(
         default="auto", description="threads per worker; auto: 2, or the cores where rows are decoded"

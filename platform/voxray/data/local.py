@@ -112,7 +112,10 @@ class LocalStream:
         return EpochOrder(self._selections[key], request, span_rows)
 
     def plan(self, request: EpochRequest) -> EpochPlan:
-        """Return this worker's plan of an epoch, sized by `data.window_mb` and `data.shuffle_mb`."""
+        """Return this worker's plan of an epoch, sized by `data.window_mb` and `data.shuffle_mb`.
+
+        Rows that are decoded come a batch at a time: a window of many would be seconds of work.
+        """
         rows_per_batch = -(-request.batch_size // self._world_size)
         window_rows = int(self._config.window_mb / self._row_mb(request.split))
         return EpochPlan(
@@ -122,7 +125,7 @@ class LocalStream:
             self.order(request),
             self._rank,
             self._world_size,
-            batches_per_window=max(1, window_rows // rows_per_batch),
+            batches_per_window=1 if self._stages else max(1, window_rows // rows_per_batch),
             on_error=self._config.on_error,
             cache=self._cache,
             stages=self._stages,

@@ -15,9 +15,9 @@ from voxray.core.batch import Batch, BatchSource, EpochRequest
 from voxray.core.evaluation import Evaluation, merge
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
-from voxray.train import checkpoint
-from voxray.train.optim import build_optimizer
-from voxray.train.snapshot import snapshot
+from voxray.train.checkpoints import checkpoint
+from voxray.train.checkpoints.snapshot import snapshot
+from voxray.train.optimisation.optim import build_optimizer
 
 OVERFIT_ROWS = 8
 OVERFIT_UPDATES = 200

@@ -11,10 +11,10 @@ from rich.console import Console
 from voxray.config.errors import InputError
 from voxray.config.resolve import Resolved
 from voxray.core.run_config import RunConfig
-from voxray.train.evaluate_run import evaluate_run
 from voxray.train.launch import launch
 from voxray.train.run_folder import RunFolder, run_folder
-from voxray.train.trained import load
+from voxray.train.trained.evaluate_run import evaluate_run
+from voxray.train.trained.load import load
 
 SUFFIX = "-fast-dev-run"
 NUM_UPDATES = 3

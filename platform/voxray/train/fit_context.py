@@ -11,7 +11,7 @@ from voxray.core import collectives
 from voxray.core.batch import BatchSource
 from voxray.core.run_config import RunConfig
 from voxray.core.task import Task
-from voxray.train.checkpoint import Saver
+from voxray.train.checkpoints.checkpoint import Saver
 from voxray.train.control import Control
 from voxray.train.run_folder import RunFolder
 from voxray.train.state import TrainState

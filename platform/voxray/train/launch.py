@@ -17,7 +17,7 @@ from voxray.config.resolve import Resolved
 from voxray.core.run_config import RunConfig
 from voxray.data.dataset import dataset_path, ensure_dataset
 from voxray.data.source import choose_transport
-from voxray.train.plan import check_monitor, check_start_from
+from voxray.train.dry_run.plan import check_monitor, check_start_from
 from voxray.train.progress import catch_up, follow
 from voxray.train.run_folder import RunFolder, differences, run_folder
 from voxray.train.trackers.choose import missing_libraries

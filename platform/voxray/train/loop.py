@@ -14,7 +14,9 @@ from voxray.core import collectives
 from voxray.core.batch import Batch, BatchSource
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
-from voxray.train import checkpoint, closed_form, diagnostics, faults, parallel, schedules
+from voxray.train import diagnostics, faults, parallel
+from voxray.train.checkpoints import checkpoint
+from voxray.train.checkpoints.snapshot import snapshot
 from voxray.train.control import Control, Stopped, Wishes
 from voxray.train.evaluate import evaluate_request, numbers
 from voxray.train.fit_context import Fit, Report
@@ -22,9 +24,10 @@ from voxray.train.gradient import GradientStepper
 from voxray.train.length import ended, planned_epochs, planned_updates, training_request, validation_request
 from voxray.train.meter import Speed
 from voxray.train.micro_batches import updates
-from voxray.train.parameters import train_mode
+from voxray.train.optimisation import schedules
+from voxray.train.optimisation.parameters import train_mode
+from voxray.train.ridge import closed_form
 from voxray.train.run_folder import RunFolder
-from voxray.train.snapshot import snapshot
 from voxray.train.stage_start import begin_stage, build, restored, stage_task
 from voxray.train.state import TrainState
 

@@ -15,15 +15,17 @@ from voxray.core import collectives
 from voxray.core.randomness import key
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
-from voxray.train import lr_finder, parallel, weights
+from voxray.train import parallel
+from voxray.train.checkpoints import weights
 from voxray.train.config import TrainingConfig
-from voxray.train.ema import Ema
 from voxray.train.fit_context import Fit
 from voxray.train.gradient import GradientStepper
 from voxray.train.length import training_request
 from voxray.train.micro_batches import Group, updates
-from voxray.train.optim import build_optimizer
-from voxray.train.parameters import choose_trainable, train_mode
+from voxray.train.optimisation import lr_finder
+from voxray.train.optimisation.ema import Ema
+from voxray.train.optimisation.optim import build_optimizer
+from voxray.train.optimisation.parameters import choose_trainable, train_mode
 from voxray.train.state import TrainState
 
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from voxray.train import parallel
 from voxray.train.config import TrainingConfig
-from voxray.train.ema import Ema
 from voxray.train.meter import Terms, Totals
+from voxray.train.optimisation.ema import Ema
 
 
 @dataclass

@@ -19,9 +19,9 @@ from voxray.data.manifest import load_manifest
 from voxray.data.source import batch_rules, open_source
 from voxray.train import faults
 from voxray.train.control import Control, Stopped
-from voxray.train.dataset_facts import DatasetFacts
 from voxray.train.loop import Report, fit
 from voxray.train.run_folder import RunFolder
+from voxray.train.trained.dataset_facts import DatasetFacts
 from voxray.train.watch import Watch
 
 

@@ -10,8 +10,8 @@ from voxray.config.errors import InputError, RunError
 from voxray.core.experiment import default_config
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
+from voxray.train.dry_run.plan import plan
 from voxray.train.launch import launch, prepare_folder
-from voxray.train.plan import plan
 from voxray.train.run_folder import run_folder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as reference_bytes
 
 from voxray.config.errors import RunError
-from voxray.train import checkpoint, checkpoint_files, checkpoint_pointers
-from voxray.train.checkpoint import Best, Saver
-from voxray.train.snapshot import snapshot, tree_bytes
+from voxray.train.checkpoints import checkpoint
+from voxray.train.checkpoints import files as checkpoint_files
+from voxray.train.checkpoints import pointers as checkpoint_pointers
+from voxray.train.checkpoints.checkpoint import Best, Saver
+from voxray.train.checkpoints.snapshot import snapshot, tree_bytes
 
 FILES = ("model.safetensors", "state.safetensors", "state.pt", "config.json", "MANIFEST.json")
 

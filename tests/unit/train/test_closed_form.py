@@ -16,8 +16,9 @@ from voxray.testing.ridge import RidgeTiny, RidgeTinyConfig, ridge_rows
 from voxray.testing.sources import ArraySource
 from voxray.testing.spawn import spawn
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-from voxray.train import checkpoint, loop
-from voxray.train.closed_form import ClosedFormReport, fit_stage, fold_of
+from voxray.train import loop
+from voxray.train.checkpoints import checkpoint
+from voxray.train.ridge.closed_form import ClosedFormReport, fit_stage, fold_of
 from voxray.train.run_folder import RunFolder
 
 CPU = torch.device("cpu")

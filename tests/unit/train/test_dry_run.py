@@ -12,10 +12,11 @@ from voxray.core.experiment import default_config
 from voxray.core.run_config import RunConfig
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-from voxray.train import checkpoint, estimate, first_batch
-from voxray.train.estimate import checkpoint_bytes, memory_of, num_checkpoints
-from voxray.train.parameters import choose_trainable
-from voxray.train.plan import Plan, check_monitor, check_start_from, needs_ray, plan
+from voxray.train.checkpoints import checkpoint
+from voxray.train.dry_run import estimate, first_batch
+from voxray.train.dry_run.estimate import checkpoint_bytes, memory_of, num_checkpoints
+from voxray.train.dry_run.plan import Plan, check_monitor, check_start_from, needs_ray, plan
+from voxray.train.optimisation.parameters import choose_trainable
 from voxray.train.run_folder import run_folder
 from voxray.train.worker import train_here
 
@@ -121,7 +122,7 @@ def test_a_full_disk_is_an_input_error_that_names_both_sizes(config, monkeypatch
 
 
 def test_without_memory_no_batch_is_run(config, monkeypatch) -> None:
-    monkeypatch.setattr("voxray.train.plan.free_memory", lambda device: 1000)
+    monkeypatch.setattr("voxray.train.dry_run.plan.free_memory", lambda device: 1000)
     assert plan(config(), print).tried.startswith("not run: it needs 0.0 MB")
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from voxray.train.ema import Ema
+from voxray.train.optimisation.ema import Ema
 
 DECAY = 0.9
 

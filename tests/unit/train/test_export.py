@@ -19,10 +19,10 @@ from voxray.tasks.cxr_memory.config import Config as CxrConfig
 from voxray.tasks.cxr_memory.task import CxrMemory
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-from voxray.train import export as export_module
-from voxray.train.example import example_batch, made_columns
-from voxray.train.export import export, format_of, largest_difference, tensors_of
-from voxray.train.trained import Trained
+from voxray.train.trained import export as export_module
+from voxray.train.trained.example import example_batch, made_columns
+from voxray.train.trained.export import export, format_of, largest_difference, tensors_of
+from voxray.train.trained.load import Trained
 
 ROWS = tiny_rows(50, 2)
 
@@ -72,7 +72,7 @@ def test_a_folder_is_all_that_load_needs(trained: Trained, model: nn.Module, tmp
 
 
 def test_an_export_is_exported_again_and_started_from(trained: Trained, model, tmp_path: Path) -> None:
-    from voxray.train.weights import read_weights, resolve
+    from voxray.train.checkpoints.weights import read_weights, resolve
 
     export(trained, tmp_path / "one")
     export(voxray.load(tmp_path / "one"), tmp_path / "two")

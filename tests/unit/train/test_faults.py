@@ -12,7 +12,8 @@ from voxray.config.errors import RunError
 from voxray.core.losses import LossTerm
 from voxray.testing.sources import ArraySource
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-from voxray.train import checkpoint, faults
+from voxray.train import faults
+from voxray.train.checkpoints import checkpoint
 from voxray.train.control import Control, Stopped
 from voxray.train.loop import fit
 from voxray.train.run_folder import RunFolder

@@ -16,7 +16,7 @@ from voxray.core.batch import EpochRequest
 from voxray.testing.sources import ArraySource
 from voxray.testing.spawn import spawn
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-from voxray.train import checkpoint
+from voxray.train.checkpoints import checkpoint
 from voxray.train.loop import fit
 from voxray.train.run_folder import RunFolder
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from voxray.train.lr_finder import Curve, draw, find, suggest
+from voxray.train.optimisation.lr_finder import Curve, draw, find, suggest
 
 KINDS = ("valley", "minimum", "steep", "slide")
 GOLD_LOSSES = [

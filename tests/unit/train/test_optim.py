@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from voxray.train.config import ParameterOptions, TrainingConfig
-from voxray.train.optim import build_optimizer
-from voxray.train.parameters import choose_trainable
-from voxray.train.schedules import Place, set_rates
+from voxray.train.optimisation.optim import build_optimizer
+from voxray.train.optimisation.parameters import choose_trainable
+from voxray.train.optimisation.schedules import Place, set_rates
 
 NAMES = ("adamw", "adam", "sgd")
 

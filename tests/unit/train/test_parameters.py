@@ -6,7 +6,7 @@ from torch import nn
 
 from voxray.config.errors import InputError
 from voxray.train.config import ParameterOptions, TrainingConfig
-from voxray.train.parameters import choose_trainable, matches, options_of, train_mode
+from voxray.train.optimisation.parameters import choose_trainable, matches, options_of, train_mode
 
 FREEZE = ParameterOptions(freeze=True)
 THAW = ParameterOptions(freeze=False)

@@ -10,10 +10,10 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import GridSearchCV, GroupKFold, PredefinedSplit
 
 from voxray.config.errors import InputError
-from voxray.train import ridge_system
-from voxray.train.ridge import Statistics, solve
-from voxray.train.ridge_dual import Rows, solve_dual
-from voxray.train.ridge_system import Solution
+from voxray.train.ridge import system as ridge_system
+from voxray.train.ridge.dual import Rows, solve_dual
+from voxray.train.ridge.statistics import Statistics, solve
+from voxray.train.ridge.system import Solution
 
 ALPHAS = (0.01, 0.3, 10.0, 300.0, 1e4)
 FORMS = ("primal", "dual")
@@ -155,7 +155,7 @@ def test_float32_products_of_large_systems_keep_five_digits(form, monkeypatch):
 
 def test_systems_of_several_panels_and_blocks_are_the_same(monkeypatch):
     monkeypatch.setattr(ridge_system, "_PANEL", 7)
-    monkeypatch.setattr("voxray.train.ridge._BLOCK_BYTES", 1)
+    monkeypatch.setattr("voxray.train.ridge.statistics._BLOCK_BYTES", 1)
     x, y, _ = problem(1000)
     theirs = Ridge(alpha=0.3).fit(x, y).predict(x)
     for form in FORMS:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from voxray.config.errors import RunError
-from voxray.train import checkpoint
-from voxray.train.checkpoint import Saver
-from voxray.train.snapshot import snapshot
+from voxray.train.checkpoints import checkpoint
+from voxray.train.checkpoints.checkpoint import Saver
+from voxray.train.checkpoints.snapshot import snapshot
 
 
 def taken(step, size=50):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from voxray.train.config import ParameterOptions, TrainingConfig
-from voxray.train.optim import build_optimizer
-from voxray.train.schedules import Place, momentum, rate, set_rates
+from voxray.train.optimisation.optim import build_optimizer
+from voxray.train.optimisation.schedules import Place, momentum, rate, set_rates
 
 
 def at_step(step: int, num_steps: int) -> Place:

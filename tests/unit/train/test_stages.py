@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from voxray.config.errors import InputError
 from voxray.testing.sources import ArraySource
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-from voxray.train import checkpoint, stage_start
+from voxray.train import stage_start
+from voxray.train.checkpoints import checkpoint
 from voxray.train.loop import fit
 from voxray.train.run_folder import RunFolder
 

@@ -19,8 +19,8 @@ from voxray.tasks.cxr_memory.config import Config as CxrConfig
 from voxray.tasks.cxr_memory.task import CxrMemory
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-from voxray.train import predictions
-from voxray.train.predictions import arrow_column, predict
+from voxray.train.trained import predictions
+from voxray.train.trained.predictions import arrow_column, predict
 
 ROWS = {"train": tiny_rows(40, 1), "val": tiny_rows(50, 2)}
 SCHEMA = Tiny(TinyConfig()).schema()

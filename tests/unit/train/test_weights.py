@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from voxray.config.errors import InputError, RunError
-from voxray.train import checkpoint, weights
-from voxray.train.checkpoint import Best, Saver
-from voxray.train.snapshot import snapshot
-from voxray.train.weights import WeightsAt, load_into, read_weights, resolve
+from voxray.train.checkpoints import checkpoint, weights
+from voxray.train.checkpoints.checkpoint import Best, Saver
+from voxray.train.checkpoints.snapshot import snapshot
+from voxray.train.checkpoints.weights import WeightsAt, load_into, read_weights, resolve
 
 
 class Net(nn.Module):

@@ -115,6 +115,6 @@ def metrics(record: Record) -> dict[str, float]:
 
 def best_checkpoint(run: RunFolder) -> Path | None:
     """Return the checkpoint that the run's `best` names, if any."""
-    from voxray.train import checkpoint
+    from voxray.train.checkpoints import checkpoint
 
     return checkpoint.best(run.checkpoints)

@@ -18,10 +18,10 @@ from voxray.data.local import LocalStream
 from voxray.data.manifest import load_manifest
 from voxray.data.source import open_source
 from voxray.data.store import Store
-from voxray.train import checkpoint
-from voxray.train.checkpoint_files import MANIFEST, read_manifest, verify
-from voxray.train.dataset_facts import DatasetFacts, read_facts
+from voxray.train.checkpoints import checkpoint
+from voxray.train.checkpoints.files import MANIFEST, read_manifest, verify
 from voxray.train.run_folder import RunFolder
+from voxray.train.trained.dataset_facts import DatasetFacts, read_facts
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from voxray.config.errors import InputError, RunError
-from voxray.train import checkpoint
-from voxray.train.checkpoint_files import MANIFEST, Tensors
+from voxray.train.checkpoints import checkpoint
+from voxray.train.checkpoints.files import MANIFEST, Tensors
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 NESTED_IN = ("model_state_dict", "state_dict", "model")  # where other programs keep a model's state

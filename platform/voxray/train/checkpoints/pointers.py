@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voxray.config.errors import RunError
-from voxray.train.checkpoint_files import fsync_folder, write_file
+from voxray.train.checkpoints.files import fsync_folder, write_file
 
 BEST = "best.json"
 

@@ -11,10 +11,10 @@ from voxray.core.evaluation import Evaluation
 from voxray.data.local import LocalStream
 from voxray.data.source import batch_rules
 from voxray.train.evaluate import evaluate_split
-from voxray.train.output import refuse_existing, whole
-from voxray.train.predictions import predictions_table, write_predictions
 from voxray.train.run_folder import plain
-from voxray.train.trained import Trained
+from voxray.train.trained.load import Trained
+from voxray.train.trained.output import refuse_existing, whole
+from voxray.train.trained.predictions import predictions_table, write_predictions
 
 
 def evaluate_run(

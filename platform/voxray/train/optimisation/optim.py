@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from voxray.train.config import TrainingConfig
-from voxray.train.parameters import options_of
+from voxray.train.optimisation.parameters import options_of
 
 # Fused kernels on a CPU too: 1.4–2.9 × as fast as the default ones on small models, 2.5–4.7 × with 10 M
 # parameters (torch 2.14, one thread), with the same error against float64.

@@ -19,8 +19,8 @@ from voxray.data.dataset import SYNTH, dataset_path, ensure_dataset
 from voxray.data.local import LocalStream
 from voxray.data.manifest import load_manifest
 from voxray.data.source import choose_transport, open_source
-from voxray.train import weights
-from voxray.train.estimate import (
+from voxray.train.checkpoints import weights
+from voxray.train.dry_run.estimate import (
     Memory,
     batch_bytes,
     check_disk,
@@ -31,9 +31,9 @@ from voxray.train.estimate import (
     memory_of,
     num_checkpoints,
 )
-from voxray.train.first_batch import first_batch, try_batch
+from voxray.train.dry_run.first_batch import first_batch, try_batch
 from voxray.train.length import planned_updates, training_request, validation_request
-from voxray.train.parameters import choose_trainable
+from voxray.train.optimisation.parameters import choose_trainable
 from voxray.train.run_folder import run_folder
 
 

@@ -23,9 +23,9 @@ from voxray.core.randomness import key
 from voxray.core.task import Task
 from voxray.train.config import ClosedFormConfig, TrainingConfig
 from voxray.train.device import on_device
-from voxray.train.ridge import Statistics, solve
-from voxray.train.ridge_dual import KeptRows, solve_dual
-from voxray.train.ridge_system import Solution
+from voxray.train.ridge.dual import KeptRows, solve_dual
+from voxray.train.ridge.statistics import Statistics, solve
+from voxray.train.ridge.system import Solution
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from voxray.config.errors import InputError
 from voxray.core.batch import Batch, BatchRules, Columns, EpochRequest
 from voxray.core.schema import SPLITS, TEXT, Schema
-from voxray.train.trained import Trained
+from voxray.train.trained.load import Trained
 
 RAGGED_LENGTH = 16  # of a made-up row
 

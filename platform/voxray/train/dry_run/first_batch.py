@@ -15,10 +15,11 @@ from voxray.core.batch import Batch, BatchSource
 from voxray.core.randomness import key
 from voxray.core.run_config import Stage
 from voxray.core.task import Task
-from voxray.train import parallel, weights
+from voxray.train import parallel
+from voxray.train.checkpoints import weights
 from voxray.train.gradient import total_counts
 from voxray.train.length import training_request
-from voxray.train.parameters import choose_trainable, train_mode
+from voxray.train.optimisation.parameters import choose_trainable, train_mode
 
 PROBE_ROWS = 4
 AT_MOST_S = 10.0  # a whole batch that would take longer is not run

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from voxray.config.errors import InputError, RunError
-from voxray.train.checkpoint_files import VERSION, read_manifest, write_file, write_manifest, write_tensors
-from voxray.train.dataset_facts import FILE_NAME as FACTS_FILE
-from voxray.train.example import example_batch
-from voxray.train.output import refuse_existing, whole
-from voxray.train.trained import Trained
+from voxray.train.checkpoints.files import VERSION, read_manifest, write_file, write_manifest, write_tensors
+from voxray.train.trained.dataset_facts import FILE_NAME as FACTS_FILE
+from voxray.train.trained.example import example_batch
+from voxray.train.trained.load import Trained
+from voxray.train.trained.output import refuse_existing, whole
 
 Format = Literal["safetensors", "pt", "torch_export", "onnx"]
 SUFFIXES: dict[str, Format] = {".pt": "pt", ".pth": "pt", ".pt2": "torch_export", ".onnx": "onnx"}

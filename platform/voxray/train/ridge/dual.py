@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from voxray.core.collectives import all_gather_objects, all_reduce_sum, is_distributed, rank
-from voxray.train.ridge import check_folds
-from voxray.train.ridge_system import (
+from voxray.train.ridge.statistics import check_folds
+from voxray.train.ridge.system import (
     Solution,
     System,
     add_products,

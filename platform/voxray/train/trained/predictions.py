@@ -16,8 +16,8 @@ from voxray.core.evaluation import Evaluation
 from voxray.core.task import Task
 from voxray.data.local import LocalStream
 from voxray.train.device import on_device
-from voxray.train.output import refuse_existing, whole
-from voxray.train.trained import Trained
+from voxray.train.trained.load import Trained
+from voxray.train.trained.output import refuse_existing, whole
 
 ROW_GROUP_BYTES = 32 << 20  # what waits in memory until it is written
 

@@ -17,7 +17,7 @@ import torch
 
 from voxray.config.errors import InputError
 from voxray.core.collectives import all_reduce_sum, is_distributed
-from voxray.train.ridge_system import (
+from voxray.train.ridge.system import (
     Solution,
     System,
     add_products,

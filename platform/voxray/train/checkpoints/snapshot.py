@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from voxray.train.checkpoint_files import DTYPES, Tensors
+from voxray.train.checkpoints.files import DTYPES, Tensors
 
 TENSOR_KEY = "tensor in state.safetensors"  # {TENSOR_KEY: its path} stands in state.pt for a tensor
 

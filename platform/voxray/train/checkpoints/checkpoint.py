@@ -23,8 +23,8 @@ import torch
 from safetensors import SafetensorError
 
 from voxray.config.errors import RunError
-from voxray.train import checkpoint_pointers as pointers
-from voxray.train.checkpoint_files import (
+from voxray.train.checkpoints import pointers
+from voxray.train.checkpoints.files import (
     VERSION,
     HashedFile,
     Tensors,
@@ -39,7 +39,7 @@ from voxray.train.checkpoint_files import (
     write_state,
     write_tensors,
 )
-from voxray.train.snapshot import Snapshot, lift, lower
+from voxray.train.checkpoints.snapshot import Snapshot, lift, lower
 
 PREFIX = "step-"
 NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")

@@ -1,0 +1,1 @@
+"""Optimisers, schedules, which parameters are trained, the LR finder and the moving average."""

@@ -1,0 +1,1 @@
+"""The closed-form stepper: ridge regression from sums over the rows."""
