@@ -183,9 +183,10 @@ def assert_trained(done: subprocess.CompletedProcess) -> None:
         (refuses, "does not answer (no connection)"),
         pytest.param(hangs, "does not answer (no answer within 5 s)", marks=pytest.mark.chaos),
         pytest.param(knows_no_such_project, "the server did not take the run (", marks=pytest.mark.chaos),
+        # Whether W&B gives up before we stop waiting for it depends on the machine.
         pytest.param(
             hangs_after_the_first,
-            "102 records were not sent; the same command sends them",
+            "102 records were not sent; the same command sends them|the server did not take the run (",
             marks=pytest.mark.chaos,
         ),
     ],
@@ -196,9 +197,9 @@ def test_a_run_that_wandb_does_not_take_is_kept_in_files(tmp_path, server, why):
     assert_trained(done)
     notes = lines_of(done, "W&B")
     assert len(notes) == 1, done.stdout
-    assert why in notes[0]
+    assert any(text in notes[0] for text in why.split("|"))
     assert seconds < 60
-    if server is not hangs_after_the_first:
+    if "were not sent" not in notes[0]:
         folder = Path(notes[0].rpartition("`wandb sync ")[2].rstrip("`"))
         assert list(folder.glob("*.wandb"))
         position = json.loads((tmp_path / "runs/Tiny/first/trackers/wandb.json").read_text())["position"]
