@@ -176,7 +176,7 @@ class CheckpointsConfig(Section, frozen=True):
     """Which checkpoints a run keeps in RUN/checkpoints."""
 
     save_best: bool = True
-    save_last: bool = Field(default=True, description="keep the last one when the run has ended")
+    save_last: bool = Field(default=True, description="at the end, keep the last one beside the best")
     save_every_n_epochs: int = Field(default=1, ge=1)
     save_every_n_steps: int | None = Field(default=None, ge=1, description="inside an epoch too")
     keep: int = Field(default=2, ge=1, description="newest checkpoints kept beside the best")

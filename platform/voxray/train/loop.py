@@ -221,7 +221,8 @@ def end_epoch(loop: Fit, state: TrainState, stage: Stage) -> None:
     is_best = is_better and checkpoints.save_best
     is_save_epoch = state.epoch % checkpoints.save_every_n_epochs == 0
     if ended(state, training) or is_best or is_save_epoch or is_save_due(loop, state):
-        save(loop, state, stage, is_best, ends_stage=ended(state, training))
+        is_kept = checkpoints.save_last or stage.index + 1 < len(loop.config.resolved_stages())
+        save(loop, state, stage, is_best, ends_stage=ended(state, training) and is_kept)
     if is_evaluated:
         loop.report({"epoch": state.epoch, "step": state.step, **numbers(metrics)})
 
@@ -307,6 +308,8 @@ def place_of(state: TrainState, stage: Stage) -> dict[str, object]:
 def finish(loop: Fit, state: TrainState, stage: Stage) -> None:
     """Wait for the last checkpoint; log what each worker did, and the end."""
     loop.finish_saving()
+    if loop.saver and not loop.config.checkpoints.save_last and checkpoint.best(loop.run.checkpoints):
+        checkpoint.prune(loop.run.checkpoints, 0, loop.note)
     for record in collectives.all_gather_objects({**this_worker(), "rows": loop.rows_seen}):
         loop.log({"kind": "rank", **record})
     best = {"metric": stage.training.monitor, "value": state.best, "step": state.best_step}

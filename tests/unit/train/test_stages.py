@@ -225,3 +225,12 @@ def test_accumulation_of_a_term_that_needs_the_whole_batch_is_refused():
 def test_a_glob_that_names_nothing_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="backbone"):
         train(tmp_path, {"training": {"trainable": ["backbone.*"]}})
+
+
+def test_without_save_last_a_finished_run_keeps_its_best_alone(tmp_path):
+    values = {"batch_size": 4, "epochs": 5, "learning_rate": 0.2, "schedule": "constant"}
+    run = train(tmp_path, {"training": values, "checkpoints": {"save_last": False}})
+    best = checkpoint.best(run.checkpoints)
+    assert [path.name for path in run.checkpoints.glob("step-*")] == [best.name]
+    assert checkpoint.problem(best) is None
+    assert run.is_finished()

@@ -23,13 +23,13 @@ import torch
 from safetensors import SafetensorError
 
 from voxray.config.errors import RunError
+from voxray.data.manifest import fsync_folder
 from voxray.train.checkpoints import pointers
 from voxray.train.checkpoints.files import (
     VERSION,
     HashedFile,
     Tensors,
     at_once,
-    fsync_folder,
     read_manifest,
     read_tensors,
     verify,

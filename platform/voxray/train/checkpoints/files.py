@@ -181,15 +181,6 @@ def at_once(calls: Iterable[Callable[[], Result]]) -> list[Result]:
     return [results[index] for index in range(len(threads))]
 
 
-def fsync_folder(folder: Path) -> None:
-    """Put a folder's list of names on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sealed(body: dict[str, Any]) -> str:
     """Return `body` as text with the sha256 of that text in it."""
     digest = hashlib.sha256(json.dumps(body, indent=1).encode()).hexdigest()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from voxray.config.errors import RunError
-from voxray.train.checkpoints.files import fsync_folder, write_file
+from voxray.data.manifest import fsync_folder
+from voxray.train.checkpoints.files import write_file
 
 BEST = "best.json"
 
