@@ -30,6 +30,7 @@ _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.GtE: operator.ge,
 }
 _JOINING: dict[type[ast.AST], Callable[[Any, Any], Any]] = {ast.And: operator.and_, ast.Or: operator.or_}
+_LEAST_EXCESS = 1e-300  # of a strict comparison of equals
 _MAX_LENGTH = 2000  # characters: deeper nesting than a person writes is refused with it
 
 
@@ -44,6 +45,40 @@ class Expression:
     def evaluate(self, values: Values, functions: Mapping[str, Callable[..., Any]] | None = None) -> Any:
         """Return its value; `values` gives each name's. Errors of the operations pass through."""
         return _evaluate(self._tree, values, functions or {})
+
+    def arguments(self, function: str) -> tuple[str, ...]:
+        """Return the texts that `function` is called with, each once."""
+        calls = [
+            node
+            for node in ast.walk(self._tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function
+        ]
+        found = [
+            argument.value for call in calls for argument in call.args if isinstance(argument, ast.Constant)
+        ]
+        return tuple(dict.fromkeys(text for text in found if isinstance(text, str)))
+
+    def excess(self, values: Values, functions: Mapping[str, Callable[..., Any]] | None = None) -> float:
+        """Return by how much the expression, a condition, fails; 0 or less where it holds.
+
+        For `a <= b` and `a < b` that is a − b, for `a == b` |a − b|, for conditions joined by `and` the
+        largest of theirs, for others 1.
+        """
+
+        def excess(node: ast.expr) -> float:
+            if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+                return max(map(excess, node.values))
+            holds = bool(_evaluate(node, values, functions or {}))
+            if isinstance(node, ast.Compare):
+                sides = [_evaluate(part, values, functions or {}) for part in (node.left, *node.comparators)]
+                pairs = zip(node.ops, sides, sides[1:], strict=False)
+                amounts = [_excess(op, left, right) for op, left, right in pairs]
+                if None not in amounts:
+                    amount = max(amount for amount in amounts if amount is not None)
+                    return min(amount, 0.0) if holds else max(amount, _LEAST_EXCESS)
+            return 0.0 if holds else 1.0
+
+        return excess(self._tree)
 
 
 def parse_expression(text: str, where: str, functions: Sequence[str] = ()) -> Expression:
@@ -142,6 +177,21 @@ def _evaluate(node: ast.expr, values: Values, functions: Mapping[str, Callable[.
             return functions[name](*map(value, node.args))
         case _:
             return values(_dotted(node))
+
+
+def _excess(op: ast.cmpop, left: Any, right: Any) -> float | None:
+    """Return left − right or its like, None where the two sides are no numbers or the comparison has none."""
+    if not (isinstance(left, int | float) and isinstance(right, int | float)):
+        return None
+    match op:
+        case ast.Lt() | ast.LtE():
+            return float(left - right)
+        case ast.Gt() | ast.GtE():
+            return float(right - left)
+        case ast.Eq():
+            return float(abs(left - right))
+        case _:
+            return None
 
 
 def _compare(op: ast.cmpop, left: Any, right: Any) -> Any:

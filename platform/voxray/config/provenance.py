@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -51,10 +52,13 @@ _SECRET_VALUE = re.compile(
 )
 
 
-def write_provenance(run_dir: Path, root: Path | None = None) -> None:
-    """Write provenance.json and, with uncommitted changes, uncommitted.diff into a run's folder."""
-    facts, diff = provenance(root)
-    facts["uncommitted_diff"] = DIFF_FILE if diff else None
+def write_provenance(run_dir: Path, root: Path | None = None, *, is_one_of_many: bool = False) -> None:
+    """Write provenance.json and, with uncommitted changes, uncommitted.diff into a run's folder.
+
+    `is_one_of_many`: for all runs of one command, git and the versions are asked once (0.1 s and more).
+    """
+    facts, diff = _of_this_command(root) if is_one_of_many else provenance(root)
+    facts = {**facts, "started": _now(), "uncommitted_diff": DIFF_FILE if diff else None}
     run_dir.mkdir(parents=True, exist_ok=True)
     if diff:
         (run_dir / DIFF_FILE).write_text(diff, encoding="utf-8")
@@ -74,9 +78,18 @@ def provenance(root: Path | None = None) -> tuple[dict[str, Any], str]:
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
         "versions": {"python": platform.python_version(), **_versions()},
         "command": masked_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": _now(),
     }
     return facts, uncommitted_diff(root) if commit else ""
+
+
+@functools.cache
+def _of_this_command(root: Path | None) -> tuple[dict[str, Any], str]:
+    return provenance(root)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def uncommitted_diff(root: Path) -> str:

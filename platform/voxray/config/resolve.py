@@ -40,8 +40,14 @@ class Resolved(Generic[C]):
 
         Raises InputError naming `source` and every wrong key and value.
         """
+        return self.with_nodes(
+            [(tuple(path.split(".")), Node.of(value, source)) for path, value in values.items()]
+        )
+
+    def with_nodes(self, assignments: Sequence[tuple[KeyPath, Node]]) -> "Resolved[C]":
+        """Return the config with values that know where each was written; as `with_values` else."""
         building = Building(type(self.config), self.tree, self.aliases, self.notes)
-        building.add([(tuple(path.split(".")), Node.of(value, source)) for path, value in values.items()])
+        building.add(assignments)
         return building.finish(self.file)
 
     def to_yaml(self) -> str:

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from voxray.config.section import Section
 
+MODEL_PARAMS = "model/params"  # reported with the task's metrics: the parameters that the model has
+
 
 class ParameterOptions(Section, frozen=True):
     """What differs for the parameters whose names match a glob."""

@@ -106,7 +106,7 @@ def noted(loop: Fit) -> Generator[None]:
         before = [(each["step"], each["error"]) for each in failures(loop.run)]
         text = _text(error)
         note_failure(loop.run, collectives.rank(), step, text)
-        if isinstance(error, VoxrayError) or _is_lost_peer(error):
+        if isinstance(error, VoxrayError) or is_lost_peer(error):
             raise
         if (step, text) in before:
             raise RunError(
@@ -115,7 +115,7 @@ def noted(loop: Fit) -> Generator[None]:
         raise
 
 
-def _is_lost_peer(error: Exception) -> bool:
+def is_lost_peer(error: BaseException) -> bool:
     """Whether another worker's end is what this one noticed: a consequence, no cause."""
     is_torchs = isinstance(error, torch.distributed.DistError)
     return is_torchs or (isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error)))

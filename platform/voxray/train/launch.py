@@ -41,14 +41,9 @@ def launch(resolved: Resolved[RunConfig], resume: Resume, console: Console) -> R
     if not prepare_folder(run, resolved, resume, console.print):
         catch_up(run, config, console)
         return run
-    payload = {"config": config.model_dump_json(), "run_dir": str(run.path.resolve())}
-    for file in (run.stop_file, run.verdict_file, run.failures_file):  # of an earlier command
-        file.unlink(missing_ok=True)
+    run.begin_attempts()
     with follow(run, config, console), stop_on_sigterm(run):
-        _train(config, payload, run)
-        verdict = run.verdict()
-        if verdict is not None:
-            raise verdict
+        train_workers(config, run)
         if run.stop_file.exists() and not run.is_finished():
             run.stop_file.unlink()
             raise KeyboardInterrupt
@@ -108,7 +103,11 @@ def _epochs(config: dict[str, Any]) -> list[Any]:
     return [config["training"]["epochs"], [stage.get("epochs") for stage in config["stages"]]]
 
 
-def _train(config: RunConfig, payload: dict[str, str], run: RunFolder) -> None:
+def train_workers(config: RunConfig, run: RunFolder) -> None:
+    """Train in workers of Ray Train until the run ends, or RUN/stop is seen; RUN goes on from its checkpoint.
+
+    Raises InputError when the cluster cannot hold the workers, RunError, or what else ended a worker.
+    """
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -117,7 +116,7 @@ def _train(config: RunConfig, payload: dict[str, str], run: RunFolder) -> None:
 
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config=payload,
+        train_loop_config={"config": config.model_dump_json(), "run_dir": str(run.path.resolve())},
         scaling_config=scaling(config),
         run_config=ray.train.RunConfig(
             name=".ray",
@@ -134,6 +133,9 @@ def _train(config: RunConfig, payload: dict[str, str], run: RunFolder) -> None:
         raise KeyboardInterrupt from error
     except WorkerGroupError as error:
         raise run.verdict() or first_cause(error.worker_failures) from error
+    verdict = run.verdict()
+    if verdict is not None:
+        raise verdict
 
 
 def scaling(config: RunConfig) -> Any:

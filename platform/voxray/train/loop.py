@@ -16,7 +16,9 @@ from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
 from voxray.train import diagnostics, faults, parallel
 from voxray.train.checkpoints import checkpoint
+from voxray.train.checkpoints.adopt import take_in
 from voxray.train.checkpoints.snapshot import snapshot
+from voxray.train.config import MODEL_PARAMS
 from voxray.train.control import Control, Stopped, Wishes
 from voxray.train.evaluate import evaluate_request, numbers
 from voxray.train.fit_context import Fit, Report
@@ -81,6 +83,7 @@ def start(loop: Fit, stages: list[Stage]) -> TrainState:
     """Build the model, seeded, and take over the newest checkpoint where there is one (rank 0 chooses it)."""
     chosen = None
     if collectives.rank() == 0:
+        take_in(loop.run.checkpoints, loop.note)
         chosen = checkpoint.newest(loop.run.checkpoints, loop.note)
     chosen = collectives.all_gather_objects(chosen)[0]
     if chosen is None:
@@ -175,31 +178,35 @@ def train_epoch(
             speed = Speed()
         if training.steps is not None and state.stage_step >= training.steps:
             break
-        inside_epoch(loop, state, stage, outcome.wishes, guard, is_last=state.epoch_batch >= num_batches)
+        inside_epoch(loop, state, stage, outcome.wishes, guard, state.epoch_batch / num_batches)
         if state.stage_ended:
             break
     guard.check(state)
 
 
 def inside_epoch(
-    loop: Fit, state: TrainState, stage: Stage, wishes: Wishes, guard: faults.NonFinite, is_last: bool
+    loop: Fit, state: TrainState, stage: Stage, wishes: Wishes, guard: faults.NonFinite, share: float
 ) -> None:
-    """Evaluate and save after an update, where that is due or asked for; after the epoch's last one the
-    epoch's end saves what is due.
+    """Evaluate and save after an update, where that is due or asked for; `share` of the epoch is done, and
+    after its last update the epoch's end saves what is due. A report comes after its checkpoint: a scheduler
+    may pause the run there.
     """
     validate = stage.training.validate_every.steps
+    is_best, reported = False, dict[str, float]()
     if validate is not None and state.stage_step % validate == 0:
         guard.check(state)
         metrics = {**state.epoch_totals.means(), **evaluate_now(loop, state, stage)}
-        is_better = note_evaluation(loop, state, stage, metrics)
-        loop.log({"kind": "validation", **place_of(state, stage), **metrics})
-        if is_better and loop.config.checkpoints.save_best:
-            save(loop, state, stage, is_best=True)
-        loop.report({"epoch": state.epoch, "step": state.step, **numbers(metrics)})
-        train_mode(state.model)
-    if wishes.stop or wishes.save or (is_save_due(loop, state) and not is_last):
+        is_best = note_evaluation(loop, state, stage, metrics) and loop.config.checkpoints.save_best
+        epochs = state.epochs_done + share
+        loop.log({"kind": "validation", **place_of(state, stage), "epochs": epochs, **metrics})
+        reported = {"epoch": state.epoch, "step": state.step, "epochs": epochs, **numbers(metrics)}
+    is_asked = wishes.stop or wishes.save
+    if is_asked or is_best or (is_save_due(loop, state) and (share < 1 or reported)):
         guard.check(state)
-        save(loop, state, stage, is_urgent=wishes.stop or wishes.save)
+        save(loop, state, stage, is_best, is_urgent=is_asked)
+    if reported:
+        loop.report(reported)
+        train_mode(state.model)
     if wishes.stop:
         loop.finish_saving()
         raise Stopped
@@ -217,14 +224,16 @@ def end_epoch(loop: Fit, state: TrainState, stage: Stage) -> None:
         metrics |= evaluate_now(loop, state, stage)
         is_evaluated = True
         is_better = note_evaluation(loop, state, stage, metrics)
-    loop.log({"kind": "epoch", **place_of(state, stage), "epoch": state.epoch - 1, **metrics})
+    place = {**place_of(state, stage), "epoch": state.epoch - 1, "epochs": state.epochs_done}
+    loop.log({"kind": "epoch", **place, **metrics})
     is_best = is_better and checkpoints.save_best
     is_save_epoch = state.epoch % checkpoints.save_every_n_epochs == 0
     if ended(state, training) or is_best or is_save_epoch or is_save_due(loop, state):
         is_kept = checkpoints.save_last or stage.index + 1 < len(loop.config.resolved_stages())
         save(loop, state, stage, is_best, ends_stage=ended(state, training) and is_kept)
     if is_evaluated:
-        loop.report({"epoch": state.epoch, "step": state.step, **numbers(metrics)})
+        place = {"epoch": state.epoch, "step": state.step, "epochs": state.epochs_done}
+        loop.report({**place, **numbers(metrics)})
 
 
 def is_save_due(loop: Fit, state: TrainState) -> bool:
@@ -239,7 +248,8 @@ def evaluate_now(loop: Fit, state: TrainState, stage: Stage) -> dict[str, float 
     merged = evaluate_request(
         task, state.evaluated, loop.source, request, stage, loop.device, loop.control.beat
     )
-    return {f"val/{name}": value for name, value in task.summarize(merged).items()}
+    metrics = {f"val/{name}": value for name, value in task.summarize(merged).items()}
+    return {**metrics, MODEL_PARAMS: float(sum(p.numel() for p in state.model.parameters()))}
 
 
 def note_evaluation(loop: Fit, state: TrainState, stage: Stage, metrics: Mapping[str, object]) -> bool:

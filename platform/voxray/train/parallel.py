@@ -153,24 +153,24 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take over what `optimizer_state` returned; the optimiser was built from the same config.
+    """Take over the moments that `optimizer_state` returned, by parameter names; the same ones are trained.
 
-    torch moves each moment to where its parameter lies.
+    Rates, weight decay, betas and the like stay as the optimiser was built: they are the config's, which may
+    be another than the saved one's (PBT). torch moves each moment to where its parameter lies.
     """
     parameters = dict(model.named_parameters())
-    names = [name for group in saved["groups"] for name in group["params"]]
-    built = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    assert [id(parameters[name]) for name in names] == built
-    numbers = {name: number for number, name in enumerate(names)}
-    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in saved["groups"]]
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    trained = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(trained) == sorted(name for group in saved["groups"] for name in group["params"])
     moments = {
-        numbers[name]: {
+        number: {
             key: _like(value, parameters[name]) if isinstance(value, torch.Tensor) and value.ndim else value
-            for key, value in own.items()
+            for key, value in saved["state"][name].items()
         }
-        for name, own in saved["state"].items()
+        for number, name in enumerate(trained)
     }
-    optimizer.load_state_dict({"param_groups": groups, "state": moments})
+    # torch numbers the parameters in the order of the groups.
+    optimizer.load_state_dict({"param_groups": optimizer.state_dict()["param_groups"], "state": moments})
 
 
 def _like(value: torch.Tensor, there: torch.Tensor | None) -> torch.Tensor:

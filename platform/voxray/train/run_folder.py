@@ -84,6 +84,11 @@ class RunFolder:
             else RunError(written["message"])
         )
 
+    def begin_attempts(self) -> None:
+        """Forget what an earlier command left: a wish to stop, its verdict, what ended its attempts."""
+        for file in (self.stop_file, self.verdict_file, self.failures_file):
+            file.unlink(missing_ok=True)
+
     def cut_micro_batches(self, parts: int) -> None:
         """Let every later attempt cut each micro-batch into `parts`."""
         (self.path / "memory.json").write_text(json.dumps({"micro_batch_parts": parts}))

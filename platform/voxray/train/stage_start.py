@@ -113,7 +113,9 @@ def stage_rates(training: TrainingConfig, state: TrainState) -> TrainingConfig:
 def restored(
     loop: Fit, stage: Stage, tensors: dict[str, dict[str, torch.Tensor]], saved: dict[str, Any]
 ) -> TrainState:
-    """Return the state that a checkpoint holds; it stands in `stage`."""
+    """Return the state that a checkpoint holds; it stands in `stage`, whose config holds from here on: where
+    the checkpoint is another run's (PBT), this run's rates, weight decay and decay of the average.
+    """
     state = TrainState(build(loop, stage))
     state.load_place(saved)
     if saved["optimizer"]:

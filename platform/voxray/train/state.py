@@ -35,6 +35,7 @@ class TrainState:
     epoch_batch: int = 0  # micro-batches of the epoch that were consumed
     stage_step: int = 0  # updates of this stage
     step: int = 0  # updates of the run
+    epochs_done: int = 0  # of all stages
     found_rate: float = 0.0  # by the LR finder in this stage; 0: none
     best: float = math.nan
     best_step: int = 0
@@ -51,6 +52,7 @@ class TrainState:
         "epoch_batch",
         "stage_step",
         "step",
+        "epochs_done",
         "found_rate",
         "best",
         "best_step",
@@ -128,7 +130,7 @@ class TrainState:
     def end_epoch(self) -> dict[str, float]:
         """Return the epoch's mean loss terms and go on to the next epoch."""
         means, self.epoch_totals = self.epoch_totals.means(), Totals()
-        self.epoch, self.epoch_batch = self.epoch + 1, 0
+        self.epoch, self.epoch_batch, self.epochs_done = self.epoch + 1, 0, self.epochs_done + 1
         return means
 
     def next_stage(self) -> None:

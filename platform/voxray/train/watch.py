@@ -1,10 +1,11 @@
 """A thread beside the loop: it sees that the run is to stop or its node to go, and that the loop hangs."""
 
+import contextlib
 import faulthandler
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from voxray.train.control import Control
@@ -29,6 +30,7 @@ class Watch:
         self._stop_file, self._is_leaving = stop_file, is_leaving
         self._hang_timeout_s, self._on_hang, self._trace_file = hang_timeout_s, on_hang, trace_file
         self._last_beat = time.monotonic()
+        self._rests = False
         self._stop, self._leaving, self._saved = False, False, False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True, name="voxray-watch")
@@ -48,6 +50,16 @@ class Watch:
         self._done.set()
         self._thread.join()
 
+    @contextlib.contextmanager
+    def resting(self) -> Generator[None]:
+        """Miss no sign of life while the body runs: the loop waits for somebody else."""
+        self._rests = True
+        try:
+            yield
+        finally:
+            self._beat()
+            self._rests = False
+
     def _beat(self) -> None:
         self._last_beat = time.monotonic()
 
@@ -62,7 +74,7 @@ class Watch:
         while not self._done.wait(POLL_S):
             self._stop = self._stop or self._stop_file.exists()
             self._leaving = self._leaving or self._is_leaving()
-            if time.monotonic() - self._last_beat > self._hang_timeout_s:
+            if not self._rests and time.monotonic() - self._last_beat > self._hang_timeout_s:
                 with self._trace_file.open("w") as file:
                     faulthandler.dump_traceback(file, all_threads=True)
                 self._on_hang(self._trace_file)

@@ -25,12 +25,20 @@ from voxray.train.trained.dataset_facts import DatasetFacts
 from voxray.train.watch import Watch
 
 
-def train_here(config: RunConfig, run_dir: Path, report: Report, control: Control | None = None) -> None:
+def train_here(
+    config: RunConfig,
+    run_dir: Path,
+    report: Report,
+    control: Control | None = None,
+    device: torch.device | None = None,
+) -> None:
     """Train in this process, which is connected to Ray: alone (a trial's actor) or as one worker of several.
 
-    `report` is called once per evaluation with its numbers.
+    `report` is called once per evaluation with its numbers. `device` is by default the first GPU that the
+    process sees, or its CPU.
     """
-    device = _device()
+    if device is None:
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(config.scale.threads_per_worker)
     dataset = dataset_path(config)
@@ -68,8 +76,23 @@ def run_worker(payload: dict[str, Any]) -> None:
     run = RunFolder(Path(payload["run_dir"]))
     if any(collectives.all_gather_objects(run.verdict_file.exists())):
         return
+    device = _device_of_ray_train()
+    try:
+        with watch_over(run, config) as watch:
+            train_here(config, run.path, lambda metrics: ray.train.report(metrics), watch.control, device)
+    except Stopped:
+        return
+    except VoxrayError as error:
+        run.write_verdict(error)
+        is_on_all = isinstance(error, faults.NotFiniteError) or not collectives.is_distributed()
+        if not is_on_all:
+            raise  # the others wait for this worker; Ray ends them and starts all again
+
+
+def watch_over(run: RunFolder, config: RunConfig) -> Watch:
+    """Return the watch beside a run's loop in this process; where the loop hangs, it ends the process."""
     rank = collectives.rank()
-    watch = Watch(
+    return Watch(
         run.stop_file,
         _node_is_leaving,
         config.scale.hang_timeout_s,
@@ -78,16 +101,6 @@ def run_worker(payload: dict[str, Any]) -> None:
         ),
         run.path / f"hang-rank{rank}.txt",
     )
-    try:
-        with watch:
-            train_here(config, run.path, lambda metrics: ray.train.report(metrics), watch.control)
-    except Stopped:
-        return
-    except VoxrayError as error:
-        run.write_verdict(error)
-        is_on_all = isinstance(error, faults.NotFiniteError) or not collectives.is_distributed()
-        if not is_on_all:
-            raise  # the others wait for this worker; Ray ends them and starts all again
 
 
 def _node_is_leaving() -> bool:
@@ -101,9 +114,10 @@ def _node_is_leaving() -> bool:
     return False
 
 
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
+def _device_of_ray_train() -> torch.device | None:
+    """Return which of the node's GPUs is this worker's, where it is one of several."""
+    if not (torch.cuda.is_available() and collectives.is_distributed()):
+        return None
     from ray.train.torch import get_device
 
-    return get_device() if collectives.is_distributed() else torch.device("cuda", 0)
+    return get_device()

@@ -2,7 +2,6 @@
 
 import io
 import json
-import struct
 import threading
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from voxray.train.trackers.mlflow import Mlflow
 from voxray.train.trackers.tensorboard import TensorBoard
 from voxray.train.trackers.tracker import TrackerState, metrics, run_info
 from voxray.train.trackers.wandb import Wandb
+from wandb_files import wandb_records
 
 
 @pytest.fixture(autouse=True)
@@ -311,30 +311,6 @@ def wandb_alone(tmp_path, monkeypatch):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb_home"))
     yield
     wandb.teardown()
-
-
-def wandb_records(folder: Path):
-    """The records of a run's .wandb file: LevelDB's log format, 7 bytes of header, blocks of 32 KiB."""
-    import wandb
-    from wandb.proto import wandb_internal_pb2
-
-    wandb.teardown()  # its process writes the file's end after the run was finished
-    (file,) = folder.glob("*.wandb")
-    data = file.read_bytes()
-    place, parts, records = 7, b"", []
-    while place + 7 <= len(data):
-        if 32768 - place % 32768 < 7:
-            place += 32768 - place % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        parts += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
-            record.ParseFromString(parts)
-            records.append(record)
-            parts = b""
-    return records
 
 
 def wandb_history(folder: Path):

@@ -122,7 +122,7 @@ def newest(folder: Path, tell: Callable[[str], None]) -> Path | None:
     For the process that writes here, before it begins.
     """
     found = None
-    for checkpoint in _newest_first(folder):
+    for checkpoint in newest_first(folder):
         wrong = problem(checkpoint)
         if wrong is None:
             found = checkpoint
@@ -141,7 +141,7 @@ def last(folder: Path, stage_index: int | None = None) -> Path | None:
     """Return the newest checkpoint, or the last of a stage; `load` verifies it. None when there is none."""
     if stage_index is not None:
         return pointers.follow(folder / f"last-{stage_index}.json")
-    return next(iter(_newest_first(folder)), None)
+    return next(iter(newest_first(folder)), None)
 
 
 def best(folder: Path, stage_index: int | None = None) -> Path | None:
@@ -158,7 +158,7 @@ def prune(folder: Path, keep: int, tell: Callable[[str], None], known_valid: Pat
     Nothing is deleted until one that stays is valid: `known_valid`, or one that is verified now. Where a
     pointer is broken nothing is deleted, since it may name any.
     """
-    checkpoints = _newest_first(folder)
+    checkpoints = newest_first(folder)
     try:
         held = pointers.named(folder)
     except RunError as error:
@@ -265,7 +265,7 @@ def _write_whole(folder: Path, snapshot: Snapshot, marks: dict[str, Any]) -> Pat
         body = _write_files(partial_folder, snapshot)
         write_manifest(partial_folder, {"version": VERSION, "step": snapshot.step, **body, **marks})
         fsync_folder(partial_folder)
-        final = _free_name(folder, snapshot.step)
+        final = free_name(folder, snapshot.step)
         partial_folder.rename(final)
         fsync_folder(folder)
     finally:
@@ -320,7 +320,8 @@ def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else repr(error)
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints below `folder`, the newest first; whether they are valid is not looked at."""
     found = {
         path: (int(match[1]), int(match[2] or 1))
         for path in folder.glob(f"{PREFIX}*")
@@ -329,9 +330,10 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(found, key=found.__getitem__, reverse=True)
 
 
-def _free_name(folder: Path, step: int) -> Path:
+def free_name(folder: Path, step: int) -> Path:
+    """Return the name that the next checkpoint of this update takes."""
     plain = folder / f"{PREFIX}{step:08d}"
-    taken = [path for path in _newest_first(folder) if path.name.split(".")[0] == plain.name]
+    taken = [path for path in newest_first(folder) if path.name.split(".")[0] == plain.name]
     if not taken:
         return plain
     match = NAME.fullmatch(taken[0].name)
@@ -373,7 +375,7 @@ def _no_space(folder: Path, snapshot: Snapshot) -> RunError:
 def _mend_pointers(folder: Path) -> None:
     """Let each pointer name the newest checkpoint that asks for it."""
     wanted: dict[str, dict[str, Any]] = {}
-    for checkpoint in reversed(_newest_first(folder)):
+    for checkpoint in reversed(newest_first(folder)):
         try:
             wanted.update(pointers.wanted_by(checkpoint, read_manifest(checkpoint)))
         except (OSError, ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from voxray.config.secrets import masked
 from voxray.train.log_tail import LogTail, Record
+from voxray.train.run_folder import RunFolder
 from voxray.train.trackers.tracker import RunInfo, Tracker, TrackerState
 
 POLL_S = 0.5
@@ -28,47 +29,116 @@ class FanOut:
         """Start a thread per tracker; with `only_behind`, of those that have not all of the log."""
         feeds = [Feed(tracker, info, tell) for tracker in trackers]
         self._feeds = [feed for feed in feeds if feed.is_behind or not only_behind]
-        for feed in self._feeds:
-            feed.thread.start()
+        self._lanes = [Lane(feed.name) for feed in self._feeds]
+        for lane, feed in zip(self._lanes, self._feeds, strict=True):
+            lane.add(feed)
 
     def finish(self, status: str, patience_s: float = 0.0) -> None:
         """Let all end at the same time, each within its own patience or a longer one; `tell` who did not."""
         for feed in self._feeds:
             feed.stop(status, patience_s)
+        for lane in self._lanes:
+            lane.close()
         for feed in self._feeds:
             feed.wait()
 
 
-class Feed:
-    """One tracker and its place in the log."""
+class Lane:
+    """A daemon thread that gives its feeds their turns, one after the other, until each has ended."""
 
-    def __init__(self, tracker: Tracker, info: RunInfo, tell: Tell) -> None:
-        """Take up the log where an earlier driver left it."""
-        self._tracker, self._info = tracker, info
+    def __init__(self, name: str) -> None:
+        """Start with no feed."""
+        self._feeds: list[Feed] = []
+        self._is_closed = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
+        self._thread.start()
+
+    def add(self, feed: "Feed") -> None:
+        """Follow a run from now on."""
+        self._feeds.append(feed)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look at all feeds now: one was told to stop."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the thread when the last feed has ended; none is added any more."""
+        self._is_closed = True
+        self._wake.set()
+
+    def _run(self) -> None:
+        while self._feeds or not self._is_closed:
+            self._wake.wait(self._pause_s())
+            self._wake.clear()
+            for feed in tuple(self._feeds):
+                if feed.is_due:
+                    feed.turn()
+                if feed.is_done:
+                    self._feeds.remove(feed)
+
+    def _pause_s(self) -> float | None:
+        """Return how long nothing is due; None: until woken."""
+        feeds = tuple(self._feeds)
+        if any(feed.is_due for feed in feeds):
+            return 0.0
+        return max(0.0, min(feed.due_at for feed in feeds) - time.monotonic()) if feeds else None
+
+
+class Feed:
+    """One tracker and its place in the log of one run."""
+
+    def __init__(self, tracker: Tracker, info: RunInfo, tell: Tell, of_many: bool = False) -> None:
+        """Take up the log where an earlier driver left it.
+
+        `of_many`: one of many runs. The tracker is started when there is a log, not before, and nothing is
+        told of how far a run that has ended came: who follows them all does that.
+        """
+        self._tracker, self._info, self._is_of_many = tracker, info, of_many
         self._tell: Tell | None = tell
         self._state = TrackerState(info.run, tracker.key)
         self._tail = LogTail(info.run.log_file, self._state.position)
         self._started = False
         self._failures = 0
         self._left_out = 0
-        self._status = "failed"
+        self._status = ""
         self._patience_s = tracker.patience_s
         self._ends_at = float("inf")
-        self._stop = threading.Event()
         self._done = threading.Event()
-        self.thread = threading.Thread(target=self._follow, name=f"tracker {tracker.name}", daemon=True)
+        self.due_at = time.monotonic()
+        self.is_whole = False  # all was sent, and the tracker's run was ended
+
+    @staticmethod
+    def is_log_ahead(run: RunFolder, key: str) -> bool:
+        """Whether a run's log has records that the tracker `key` has not."""
+        return next(LogTail(run.log_file, TrackerState(run, key).position).new(), None) is not None
+
+    @property
+    def name(self) -> str:
+        """The tracker's name."""
+        return self._tracker.name
 
     @property
     def is_behind(self) -> bool:
         """Whether the log has records that the tracker has not."""
         return next(self._tail.new(), None) is not None
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a turn; at once where the run is to end."""
+        return bool(self._status) or time.monotonic() >= self.due_at
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has had its last turn."""
+        return self._done.is_set()
+
     def stop(self, status: str, patience_s: float) -> None:
-        """Ask for what is left to be sent and the run to be ended."""
+        """Ask for what is left to be sent and the run to be ended, in the next turn."""
         self._status = status
         self._patience_s = max(patience_s, self._tracker.patience_s)
         self._ends_at = time.monotonic() + self._patience_s
-        self._stop.set()
 
     def wait(self) -> None:
         """Wait until the tracker is done or its patience is over; then it gets no further record."""
@@ -76,34 +146,41 @@ class Feed:
             self._say(f"{self._tracker.name}: not done within {self._patience_s:g} s{self._left()}")
             self._tell = None
 
-    def _say(self, text: str) -> None:
-        """Tell the user, as long as the run is waited for; an address in `text` may hold a password."""
-        if self._tell is not None:
-            self._tell(masked("", text))
-
-    def _follow(self) -> None:
-        last = False
-        while not last and time.monotonic() < self._ends_at:
-            last = self._stop.is_set()
+    def turn(self) -> None:
+        """Give the tracker what is new; where the run is to end, end it."""
+        last = bool(self._status)
+        is_off = time.monotonic() >= self._ends_at
+        if not is_off:
             try:
-                self._round()
-                if last:
+                if self._started or not self._is_of_many or self._info.run.log_file.exists():
+                    self._round()
+                if last and self._started:
                     self._tracker.finish(self._status)
+                self.is_whole = last and not self.is_behind
             except ImportError as error:
                 self._say(f"{self._tracker.name} is off: {error}")
-                break
+                is_off = True
             except (Exception, SystemExit) as error:
                 self._failed(error, last)
             else:
                 self._recovered()
-            if not last:
-                self._stop.wait(self._pause_s())
-        if self._left_out:
+        if last or is_off:
+            self._end()
+        else:
+            self.due_at = time.monotonic() + self._pause_s()
+
+    def _end(self) -> None:
+        if self._left_out and not self._is_of_many:
             self._say(
                 f"{self._tracker.name} was slow: {self._left_out} records of single steps were left out; "
                 f"{self._info.run.log_file} has them"
             )
         self._done.set()
+
+    def _say(self, text: str) -> None:
+        """Tell the user, as long as the run is waited for; an address in `text` may hold a password."""
+        if self._tell is not None and text:
+            self._tell(masked("", text))
 
     def _round(self) -> None:
         """Start the tracker where it is not, and give it what is new."""
@@ -140,7 +217,7 @@ class Feed:
     def _failed(self, error: BaseException, last: bool) -> None:
         self._failures += 1
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if last:
+        if last and not self._is_of_many:
             self._say(f"{self._tracker.name} failed at the end ({reason}){self._left()}")
         elif self._failures == 1:
             self._say(f"{self._tracker.name} is off for now ({reason}); training goes on, it is tried again")

@@ -91,6 +91,15 @@ class Mlflow:
             self._client.log_artifacts(self._run_id, str(best), f"checkpoints/{best.name}")
         self._client.set_terminated(self._run_id, STATUS.get(status, "FAILED"))
 
+    def tags(self, info: RunInfo) -> dict[str, str]:
+        """Return the tags that the run begins with."""
+        return {
+            **dict.fromkeys(info.tags, "true"),
+            **self._config.tags,
+            "mlflow.note.content": info.description,
+            "voxray.run": str(info.run.path),
+        }
+
     def _create(self, info: RunInfo) -> str:
         client = self._client
         experiment = self._config.experiment or info.task
@@ -100,13 +109,7 @@ class Mlflow:
             if found is not None
             else client.create_experiment(experiment, artifact_location=self._artifacts())
         )
-        tags = {
-            **dict.fromkeys(info.tags, "true"),
-            **self._config.tags,
-            "mlflow.note.content": info.description,
-            "voxray.run": str(info.run.path),
-        }
-        run_id = client.create_run(experiment_id, run_name=info.name, tags=tags).info.run_id
+        run_id = client.create_run(experiment_id, run_name=info.name, tags=self.tags(info)).info.run_id
         params = [
             self._entities.Param(name, str(value)[:LONGEST_PARAM])
             for name, value in info.config.items()

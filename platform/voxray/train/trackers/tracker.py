@@ -8,16 +8,21 @@ from typing import Any, Protocol
 
 from voxray.config.secrets import flattened, masked
 from voxray.core.run_config import RunConfig
+from voxray.train.config import MODEL_PARAMS
 from voxray.train.log_tail import Record
 from voxray.train.run_folder import RunFolder
 
 IMAGES = (".png", ".jpg", ".jpeg")
-NO_METRICS = {"kind", "step", "epoch", "stage_step", "planned", "time_s"}
+NO_METRICS = {"kind", "step", "epoch", "epochs", MODEL_PARAMS, "stage_step", "planned", "time_s"}
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run as a tracker shows it. `config` is flat, by dotted path, without secrets."""
+    """A run as a tracker shows it. `config` is flat, by dotted path, without secrets.
+
+    `key`, `group` and `job_type` are set for one of many runs: its id, where a tracker takes one that is
+    given, what they belong to, and what it is to them.
+    """
 
     run: RunFolder
     name: str
@@ -26,6 +31,9 @@ class RunInfo:
     description: str
     tags: tuple[str, ...]
     config: dict[str, Any]
+    key: str = ""
+    group: str = ""
+    job_type: str = ""
 
 
 def run_info(run: RunFolder, config: RunConfig) -> RunInfo:
@@ -82,8 +90,8 @@ class Tracker(Protocol):
     patience_s: float  # how long the end of a run may wait for it
 
     def start(self, info: RunInfo, state: TrackerState) -> str:
-        """Begin, or go on with, the run; return a line that tells where to look. May be called again after
-        it failed.
+        """Begin, or go on with, the run; return a line that tells where to look, or nothing. May be called
+        again after it failed.
         """
         ...
 

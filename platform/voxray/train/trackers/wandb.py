@@ -40,6 +40,7 @@ class Wandb:
         self._config = config
         self.patience_s = UPLOAD_S if config.upload_best else FINISH_S
         self._run: Run | None = None
+        self.why_offline = ""  # why the run is kept in files; empty where it is sent
 
     def start(self, info: RunInfo, state: TrackerState) -> str:
         """Begin the run, online or in files. Raises ImportError when wandb is not installed."""
@@ -48,24 +49,24 @@ class Wandb:
         import wandb
 
         self._info = info
-        state.id = state.id or uuid.uuid4().hex[:12]
+        state.id = state.id or info.key or uuid.uuid4().hex[:12]
         defaults = wandb.setup(self._settings()).settings
-        why_offline = self._why_offline(defaults)
+        self.why_offline = self._why_kept_in_files(defaults)
         try:
-            self._run = self._begin(state.id, offline=bool(why_offline))
+            self._run = self._begin(state.id, offline=bool(self.why_offline))
         except Exception as error:
-            if why_offline:
+            if self.why_offline:
                 raise
-            why_offline = f"the server did not take the run ({_first_line(error)})"
+            self.why_offline = f"the server did not take the run ({_first_line(error)})"
             # wandb's process still holds the id of the run that failed.
             self._run = self._begin(f"{state.id}-files", offline=True)
         # A folder of files holds the whole run, as does a project that has not seen it.
-        state.go_to("files" if why_offline else self._run.path, whole=bool(why_offline))
+        state.go_to("files" if self.why_offline else self._run.path, whole=bool(self.why_offline))
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
-        if not why_offline:
+        if not self.why_offline:
             return f"W&B: {self._run.url}"
-        return f"W&B, {why_offline}: send the run later by `wandb sync {self._folder}`"
+        return f"W&B, {self.why_offline}: send the run later by `wandb sync {self._folder}`"
 
     def record(self, record: Record) -> None:
         """Send a record's numbers or its figure."""
@@ -135,7 +136,8 @@ class Wandb:
             mode="offline" if offline else "online",
             project=self._config.project,
             entity=self._config.entity or None,
-            group=self._config.group or self._info.experiment,
+            group=self._config.group or self._info.group or self._info.experiment,
+            job_type=self._info.job_type or None,
             name=self._info.name,
             notes=self._info.description or None,
             tags=[tag[:64] for tag in self._info.tags],
@@ -144,7 +146,7 @@ class Wandb:
             settings=self._settings(),
         )
 
-    def _why_offline(self, defaults: Any) -> str:
+    def _why_kept_in_files(self, defaults: Any) -> str:
         """Return why the run is kept in files, or nothing where it can be sent."""
         mode = self._config.mode
         if mode == "offline" or (mode == "auto" and defaults.mode != "online"):
