@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from voxray.config.errors import InputError
+from voxray.report.ablation import ablation_part, is_ablation
 from voxray.report.html import write_report
 from voxray.report.page import Part
 from voxray.report.run import run_part
-from voxray.report.study import study_part
+from voxray.report.study.part import study_part
 
 
 def report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -26,6 +27,8 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _part(folder: Path) -> Part:
+    if is_ablation(folder):
+        return ablation_part(folder)
     return study_part(folder) if _is_study(folder) else run_part(folder)
 
 

@@ -77,9 +77,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Part:
-    """One run or study on the page."""
+    """One run, study or ablation on the page."""
 
-    kind: Literal["run", "study"]
+    kind: Literal["run", "study", "ablation"]
     name: str
     task: str
     folder: str

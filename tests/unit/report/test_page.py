@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from report_folders import Page, add_evaluation, make_dataset, make_run, page_of, write_json
+from study_journals import AUROC, LOSS, PARAMS, begin, run_compromises, timed
 
 from voxray.config.errors import InputError
 from voxray.report.build import report
@@ -107,7 +108,7 @@ def test_several_folders_make_one_page(run: Path, study: Path, tmp_path: Path) -
     out = tmp_path / "new" / "both.html"
     assert report([study, run], out) == out
     page = Page(out.read_text(encoding="utf-8"))
-    assert page.headings[:2] == ["Search", "Trials"]
+    assert page.headings[:2] == ["Search", "Keys"]
     assert "Curves" in page.headings
     assert page.raw.count("* plotly.js v") == 1
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
@@ -177,7 +178,13 @@ def test_a_browser_draws_every_figure_and_complains_of_nothing(
     run: Path, study: Path, tmp_path: Path
 ) -> None:
     add_evaluation(run)
-    out = report([run, study], tmp_path / "report.html")
+    run_compromises(begin(tmp_path / "three", AUROC, PARAMS, LOSS, trials=12), 12, 3)
+    members = begin(tmp_path / "members", AUROC, space={}, trials=2)
+    for index in range(2):
+        exploits = [{"epochs": 1.0, "step": 24, "from": 1 - index, "values": {"model.dropout": 0.1}}]
+        members.add_trial(timed(index, 0, 60, [0.5], pbt=exploits, **{"at/48": [2.0, 0.5]}))
+    folders = [run, study, tmp_path / "three", tmp_path / "members"]
+    out = report(folders, tmp_path / "report.html")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     flags += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0"]

@@ -13,7 +13,8 @@ from report_folders import SPACE, make_study, page_of, write_json
 
 from voxray.config.errors import InputError
 from voxray.report.build import report
-from voxray.report.trials import TARGET_QUANTILE, importances, read_study
+from voxray.report.study.importance import TARGET_QUANTILE, importance
+from voxray.report.study.read import read_study
 
 
 def load(folder: Path) -> optuna.Study:
@@ -28,20 +29,23 @@ def complete(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 def test_sections_and_status(study: Path) -> None:
     page = page_of(study)
-    assert page.headings == ["Search", "Trials", "Best trial", "Space"]
-    assert page.plot_titles == ["History", "Importance", "Parallel coordinates"]
+    assert page.headings == ["Search", "Keys", "Trials", "Best trial", "Space"]
+    titles = ["History", "Importance", "Parallel coordinates", "Slices", "Contour", "Timeline"]
+    assert page.plot_titles == titles
     assert "finished, 8 of 8 trials done" in page.text
     assert "Which learning rate?" in page.text
     assert "experiments/cxr_memory/dev_fast.yaml" in page.text
+    assert "1 trial failed: train/loss is nan at step 7" in page.text
     assert not page.unbalanced
 
 
 def test_history_is_the_journals_values_and_the_best_so_far(study: Path) -> None:
     trials = complete(study)
-    best, dots = page_of(study).plots("History")["data"]
-    assert dots["x"] == [trial.user_attrs["index"] for trial in trials]
-    assert dots["y"] == [trial.value for trial in trials]
-    assert best["y"] == list(accumulate((trial.value for trial in trials), max))
+    line, dots, star = page_of(study).plots("History")["data"]
+    drawn = dict(zip(dots["x"] + star["x"], dots["y"] + star["y"], strict=True))
+    assert drawn == {trial.user_attrs["index"]: trial.value for trial in trials}
+    assert star["y"] == [load(study).best_value]
+    assert line["y"] == list(accumulate((trial.value for trial in trials), max))
 
 
 def test_the_table_has_every_trial_with_its_state(study: Path) -> None:
@@ -68,9 +72,13 @@ def test_importance_is_optunas_ped_anova(tmp_path: Path) -> None:
     study = load(folder)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=TARGET_QUANTILE)
     expected = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    bars = page_of(folder).plots("Importance")["data"][0]
-    assert dict(zip(bars["y"], bars["x"], strict=True)) == pytest.approx(expected)
-    assert bars["y"][-1] == "training.learning_rate"
+    bars = {bars["name"]: bars for bars in page_of(folder).plots("Importance")["data"]}
+    drawn = {name: dict(zip(own["y"], own["x"], strict=True)) for name, own in bars.items()}
+    assert drawn["PED-ANOVA"] == pytest.approx(expected)
+    assert bars["PED-ANOVA"]["y"][-1] == "training.learning_rate"
+    forest = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    expected = optuna.importance.get_param_importances(study, evaluator=forest, params=list(SPACE))
+    assert drawn["fANOVA"] == pytest.approx(expected)
     assert "take it as a hint" not in page_of(folder).text
 
 
@@ -91,14 +99,14 @@ def test_importance_is_undefined_where_all_values_are_equal(tmp_path: Path) -> N
         trial.set_user_attr("index", index)
         trial.suggest_float("model.dropout", 0.0, 0.5)
         study.tell(trial, 0.5)
-    assert importances(read_study(folder)) is None
+    assert importance(read_study(folder), 0) is None
     assert "Importance is not defined" in page_of(folder).text
 
 
 def test_parallel_coordinates_stand_where_the_values_are(study: Path) -> None:
     trials = complete(study)
     plot = page_of(study).plots("Parallel coordinates")
-    assert plot["layout"]["xaxis"]["ticktext"][0] == "training.<br>learning_rate (log)"
+    assert plot["layout"]["xaxis"]["ticktext"][0] == "training.<br>learning_rate<br>(log)"
     assert plot["layout"]["xaxis"]["ticktext"][-1] == "val/auroc"
     lines = {int(line["hovertemplate"].split()[1].rstrip(":")): line for line in plot["data"]}
     assert len(lines) == len(trials)
@@ -140,9 +148,13 @@ def test_an_interrupted_study_and_an_empty_one(tmp_path: Path) -> None:
     saved["space"]["search"]["trials"] = 12
     write_json(folder / "study.json", saved)
     assert "5 of 12 trials done (still running, or interrupted)" in page_of(folder).text
+    saved["space"]["search"]["sampler"] = {"name": "brute_force"}
+    write_json(folder / "study.json", saved)
+    assert "finished, all 5 combinations tried" in page_of(folder).text
     page = page_of(make_study(tmp_path / "empty", 0))
     assert "No trial is complete yet" in page.text
     assert page.plot_titles == []
+    assert "nothing to say about the keys" in page.text
 
 
 def test_a_value_from_a_normal_distribution_is_shown_and_not_its_quantile(tmp_path: Path) -> None:
