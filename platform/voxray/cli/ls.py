@@ -136,16 +136,32 @@ def studies(storage: Path | None) -> Iterator[Row]:
     """Yield the studies below `storage` (default runs/)."""
     for file in _below(storage or Path("runs"), "study.json", depth=3):
         study, folder = _read(file) or {}, file.parent
+        ablation = _read(folder / "ablation.json")
         yield {
             "name": folder.name,
             "task": folder.parents[1].name,
+            "kind": "search" if ablation is None else "ablation",
             "experiment": study.get("experiment"),
-            "trials": sum(path.is_dir() for path in (folder / "trials").glob("*")),
-            "declared": _map(_map(study, "space"), "search").get("trials"),
-            "status": "finished" if (folder / "best.yaml").is_file() else "unfinished",
+            **(_search_progress(study, folder) if ablation is None else _ablation_progress(ablation)),
             "started": study.get("started"),
             "path": str(folder),
         }
+
+
+def _search_progress(study: Row, folder: Path) -> Row:
+    return {
+        "trials": sum(path.is_dir() for path in (folder / "trials").glob("*")),
+        "declared": _map(_map(study, "space"), "search").get("trials"),
+        "status": "finished" if (folder / "best.yaml").is_file() else "unfinished",
+    }
+
+
+def _ablation_progress(ablation: Row) -> Row:
+    """Return how many cells have scores, of how many."""
+    cells = ablation.get("cells") or []
+    done = sum(isinstance(cell, dict) and cell.get("scores") is not None for cell in cells)
+    status = "finished" if done == len(cells) else "unfinished"
+    return {"trials": done, "declared": len(cells), "status": status}
 
 
 LISTS: dict[str, Callable[[Path | None], Iterator[Row]]] = {

@@ -4,27 +4,38 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from voxray.config.errors import InputError
 from voxray.config.files import display, project_root, read_layers
-from voxray.config.resolve import Resolved, resolve
+from voxray.config.provenance import write_provenance
+from voxray.config.resolve import Resolved, leaves, resolve
+from voxray.config.tree import Node
 from voxray.core.experiment import load_experiment
 from voxray.core.run_config import RunConfig
-from voxray.tune.config import SpaceConfig
-from voxray.tune.space import probes
+from voxray.train.run_folder import RunFolder
+from voxray.train.trackers.choose import missing_libraries
+from voxray.tune.checks import check_search, reported_metrics
+from voxray.tune.config import SearchConfig, SpaceConfig
+from voxray.tune.job import Job, Run
+from voxray.tune.ledger import Suggestion
+from voxray.tune.space.constraints import Constraint, read_constraints
+from voxray.tune.space.draw import Space
+from voxray.tune.space.wandb_sweep import SweepSpace, is_sweep, to_space
+from voxray.tune.study.earlier import EarlierStudy, read_earlier
+from voxray.tune.study.ledger import StudyRules
 
 FOLDER = "search_spaces"
 SUFFIXES = (".yaml", ".yml")
 WORDS = ("experiment_name", "description", "hypothesis", "expected", "tags")
 # An experiment has an `objective` too, so of that section only two keys are the space's own.
 OWN_KEYS = (*WORDS, "experiment", "objective.metric", "objective.mode")
-NOT_TRAINED = (*WORDS, "task", "run", "storage", "logging")
+OWN_SECTIONS = ("search", "ablate")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked search: the space, and the experiment that its trials change."""
+    """A checked search or ablation: the space, and the experiment that its trials change."""
 
     space: Resolved[SpaceConfig]
     base: Resolved[RunConfig]
@@ -41,27 +52,98 @@ class Plan:
         config = self.base.config
         return Path(config.storage.path) / config.task.rpartition(":")[2] / "studies" / self.name
 
-    def trial_folder(self, index: int) -> Path:
-        """Return the RUN folder of a trial."""
-        return self.folder / "trials" / f"{index:04d}"
+    @property
+    def search(self) -> SearchConfig:
+        """The `search` block. Raises InputError for an ablation."""
+        search = self.space.config.search
+        if search is None:
+            raise InputError(f"{display(self.file)} is an ablation; run `voxray ablate {display(self.file)}`")
+        return search
 
-    def trial(self, index: int, values: dict[str, Any]) -> Resolved[RunConfig]:
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The search's constraints, parsed."""
+        return read_constraints(
+            self.search.constraints, lambda n: self.place("search", "constraints", str(n))
+        )
+
+    def rules(self) -> StudyRules:
+        """Return what the study's ledger must know. Raises InputError for a point outside the space."""
+        return StudyRules(
+            self.search,
+            self.space.config.objectives,
+            self.constraints,
+            self.base_values(),
+            tuple(self.points()),
+        )
+
+    def base_values(self) -> dict[str, Any]:
+        """Return the experiment's values by dotted path."""
+        return {".".join(path): value for path, value in leaves(self.base.config.model_dump(mode="json"))}
+
+    def points(self) -> list[dict[str, Any]]:
+        """Return the points that trials begin with, as Optuna draws them. Raises InputError."""
+        space, found, problems = Space(self.search.space), list[dict[str, Any]](), list[str]()
+        for number, point in enumerate(self.search.points):
+            try:
+                found.append(space.params(point))
+            except InputError as error:
+                place = self.place("search", "points", str(number))
+                problems += [f"{place}: search.points.{number}: {text}" for text in error.problems]
+        if problems:
+            raise InputError(*problems)
+        return found
+
+    def earlier(self) -> EarlierStudy | None:
+        """Return the study that this one learns from. Raises InputError where it is none, or another kind."""
+        folder = self.search.from_study
+        if not folder:
+            return None
+        beside = self.file.parent / folder
+        return read_earlier(beside if beside.is_dir() else Path(folder), self.space.config.objectives)
+
+    def trial_folder(self, index: int, seed: int | None = None) -> Path:
+        """Return the RUN folder of a trial, of one of its seeds where it has several."""
+        return self.folder / "trials" / (f"{index:04d}" if seed is None else f"{index:04d}-seed{seed}")
+
+    def run_folders(self, index: int) -> list[Path]:
+        """Return the RUN folders of a trial, one per seed."""
+        return [self.trial_folder(index, seed) for seed in self.search.seeds or (None,)]
+
+    def trial(self, index: int, values: dict[str, Any], seed: int | None = None) -> Resolved[RunConfig]:
         """Return the experiment of one trial. Raises InputError when it refuses the values together."""
         said = f": {self.base.config.description}" if self.base.config.description else ""
         own: dict[str, Any] = {
             "experiment_name": f"{self.name}-{index:04d}",
             "description": f"Trial {index} of study '{self.name}' ({display(self.file)}){said}",
         }
+        if seed is not None:
+            own["training.seed"] = seed
         if self.base.config.run.name:
             own["run.name"] = ""
-        trial = self.base.with_values({**values, **own}, f"{display(self.file)}: trial {index}")
-        refuse_many_workers(trial.config)
-        return trial
+        return self.base.with_values({**values, **own}, f"{display(self.file)}: trial {index}")
+
+    def job(self, suggestion: Suggestion, executor: Literal["inline", "gang", "train"]) -> Job:
+        """Write the config of each of a trial's runs, one per seed; return the trial as its actor gets it.
+
+        Raises InputError when the experiment refuses the values together.
+        """
+        seeds = self.search.seeds or (None,)
+        runs: list[Run] = []
+        for seed in seeds:
+            trial = self.trial(suggestion.index, suggestion.values, seed)
+            folder = self.trial_folder(suggestion.index, seed).absolute()
+            RunFolder(folder).write_config(trial.config, trial.sources)
+            write_provenance(folder, is_one_of_many=True)
+            runs.append(Run(folder, trial.config))
+        return Job(suggestion.index, tuple(runs), executor)
 
     def place(self, *path: str) -> str:
         """Return where the space says something, e.g. `search_spaces/cxr_memory/quick.yaml:12`."""
-        node = self.space.tree.get(path)
-        return node.source if node else display(self.file)
+        for length in range(len(path), 0, -1):
+            if node := self.space.tree.get(path[:length]):
+                return node.source
+        return display(self.file)
 
 
 def load_plan(reference: str, overrides: Sequence[str] = ()) -> Plan:
@@ -72,12 +154,39 @@ def load_plan(reference: str, overrides: Sequence[str] = ()) -> Plan:
     own, passed_on = split_overrides(overrides)
     file = find_space(reference)
     layers, problems = read_layers(file)
-    space = resolve(SpaceConfig, layers, own, problems=problems, file=file)
-    beside = file.parent / space.config.experiment
-    base = load_experiment(str(beside) if beside.is_file() else space.config.experiment, passed_on)
+    notes: list[str] = []
+    if is_sweep(layers[-1]):
+        sweep = _read_sweep(layers[-1], own, passed_on)
+        layers = [sweep.tree]
+        notes = [*sweep.notes, f"{display(file)} is a W&B sweep; as a space file it reads:\n{sweep.text}"]
+    space = resolve(SpaceConfig, layers, own, problems=problems, notes=notes, file=file)
+    base = load_experiment(_experiment_of(file, space.config.experiment), passed_on)
+    if base.config.data.keep_decoded == "auto":
+        base = base.with_values({"data.keep_decoded": True}, "trials share what is decoded")
+    if missing := missing_libraries(base.config):
+        raise InputError(*missing)
     plan = Plan(space, base, file)
-    _check(plan, passed_on)
+    if space.config.search is not None:
+        check_search(plan, passed_on)
     return plan
+
+
+def _experiment_of(file: Path, reference: str) -> str:
+    """Return an experiment's path beside the space's file, where there is one, else the reference."""
+    beside = file.parent / reference
+    return str(beside) if beside.is_file() else reference
+
+
+def _read_sweep(tree: Node, own: Sequence[str], passed_on: Sequence[str]) -> SweepSpace:
+    """Read a W&B sweep as a space over the experiment that the overrides name. Raises InputError."""
+    said = dict(text.split("=", 1) for text in own)
+    if "experiment" not in said:
+        raise InputError(
+            f"{tree.source}: is a W&B sweep, which names no experiment; add experiment=… to the command"
+        )
+    base = load_experiment(said["experiment"], passed_on)
+    has_end = any(f"search.{key}" in said for key in ("trials", "seconds", "gpu_hours"))
+    return to_space(tree, base, reported_metrics(base.config), has_end)
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -89,11 +198,11 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     passed_on: list[str] = []
     for text in overrides:
         key = text.partition("=")[0]
-        if key.startswith("search.space"):
+        if key.startswith(("search.space", "ablate.grid", "ablate.arms", "ablate.off", "ablate.baseline")):
             raise InputError(
-                f"{text}: a distribution is written in the space's file; copy it, change the copy"
+                f"{text}: what is drawn or compared is written in the space's file; copy it, change the copy"
             )
-        (own if key in OWN_KEYS or key.split(".")[0] == "search" else passed_on).append(text)
+        (own if key in OWN_KEYS or key.split(".")[0] in OWN_SECTIONS else passed_on).append(text)
     return own, passed_on
 
 
@@ -122,57 +231,3 @@ def space_files() -> list[Path]:
     """Return the space files of the project around the working directory, sorted by path."""
     root = project_root(Path.cwd())
     return sorted(path for path in (root / FOLDER).rglob("*") if path.suffix in SUFFIXES) if root else []
-
-
-def refuse_many_workers(config: RunConfig) -> None:
-    """Raise InputError for a config that wants several workers: a trial trains in one process."""
-    if config.scale.most_workers > 1:
-        raise InputError(
-            f"scale.num_workers={config.scale.num_workers}: a trial trains with one worker; pass "
-            "scale.num_workers=1 (the same batch_size gives the same losses) and train the best one with more"
-        )
-
-
-def _check(plan: Plan, overrides: Sequence[str]) -> None:
-    problems: list[str] = []
-    refuse_many_workers(plan.base.config)
-    overridden = {text.partition("=")[0]: text for text in overrides}
-    for path, drawn in plan.space.config.search.space.items():
-        place = plan.place("search", "space", path)
-        if path.split(".")[0] in NOT_TRAINED:
-            problems.append(
-                f"{place}: {path} does not change how a trial trains; take it out of search.space"
-            )
-        elif path in overridden:
-            problems.append(
-                f"{overridden[path]} has no effect: {place} draws {path} for each trial; leave it out"
-            )
-        else:
-            problems += _first_refusal(plan, path, probes(drawn), place)
-    if problems:
-        raise InputError(*dict.fromkeys(problems))
-
-
-def _first_refusal(plan: Plan, path: str, values: Sequence[Any], place: str) -> tuple[str, ...]:
-    """Return what the experiment says about the first value that it refuses; nothing if it takes all."""
-    for value in values:
-        try:
-            plan.base.with_values({path: value}, place)
-        except InputError as error:
-            return error.problems
-    return ()
-
-
-def check_metric(plan: Plan) -> None:
-    """Raise InputError when the task never reports the objective's metric. Imports the task's torch."""
-    from voxray.core.registry import task_class
-
-    config, metric = plan.base.config, plan.space.config.objective.metric
-    known = task_class(config.task)(config).reported()
-    if metric not in known:
-        near = difflib.get_close_matches(metric, known, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"{plan.place('objective', 'metric')}: objective.metric: task '{config.task}' never reports "
-            f"'{metric}'; {hint}there is {', '.join(known)}"
-        )

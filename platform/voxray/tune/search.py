@@ -3,19 +3,24 @@
 # Ray annotates its functions in part only.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable
 
-from voxray.config.errors import RunError
-from voxray.config.provenance import write_provenance
-from voxray.data.dataset import ensure_dataset
+from voxray.config.resolve import DEFAULT
+from voxray.data.dataset import dataset_path, ensure_dataset
+from voxray.data.source import choose_transport, open_source
 from voxray.train.config import ScaleConfig
-from voxray.train.run_folder import RunFolder
-from voxray.tune.inline import Job, TrainFunction
+from voxray.tune.executors.resources import Fitting, fit_trials
+from voxray.tune.executors.strategy import TrainFunction
+from voxray.tune.job import Job
+from voxray.tune.ledger import Suggestion, TrialRow
 from voxray.tune.plan import Plan
-from voxray.tune.study import StudyLedger, Suggestion, TrialRow
+from voxray.tune.space.draw import probes
+from voxray.tune.study.ledger import StudyLedger
+from voxray.tune.trackers.trial_trackers import TrialTrackers
 from voxray.tune.tuner import run_trials
 
-SPARE_CPUS = 1  # for Ray Data's read tasks: without one they and the trials starve each other for ever
+SCALE, DATA = "scale.", "data."
 
 
 def search(
@@ -27,54 +32,95 @@ def search(
 ) -> bool:
     """Run the trials that are left, with Ray connected; `tell` hears what was chosen, `done` of each end.
 
-    Return False when Ctrl-C ended the search. Raises RunError when not even one trial fits into the cluster.
+    Return False when Ctrl-C ended the search. Raises InputError when not even one trial fits the cluster.
+    """
+    from voxray.tune.schedulers.checks import check_shapes
+    from voxray.tune.schedulers.make import make_scheduler
+
+    config = plan.base.config
+    ensure_dataset(config)
+    check_shapes(plan)
+    fitting = fit_search(plan)
+    ledger.num_gpus = fitting.num_gpus
+    num_left = len(ledger.remaining())
+    trials = "trials until the budget is spent" if ledger.num_trials is None else f"{num_left} trials to do"
+    tell(f"{plan.folder}: {trials}, {fitting.text}")
+
+    def make_job(suggestion: Suggestion) -> Job:
+        job = plan.job(suggestion, fitting.executor)
+        for run in job.runs:
+            if run.config.data != config.data:
+                ensure_dataset(run.config)
+        trackers.begin(job)
+        return job
+
+    def ended(row: TrialRow) -> None:
+        trackers.ended(row)
+        done(row)
+
+    trackers = TrialTrackers.of(plan, tell)
+    scheduler = make_scheduler(
+        plan.search.scheduler,
+        plan.space.config.objectives,
+        epochs_of(plan),
+        ledger,
+        make_job,
+        plan.search.space,
+        seed=plan.search.sampler.seed,
+        at_a_time=fitting.at_a_time,
+    )
+    with trackers:
+        trackers.catch_up(ledger.rows(), plan.run_folders)
+        return run_trials(ledger, make_job, train, fitting, scheduler, plan.folder / "ray", ended)
+
+
+def fit_search(plan: Plan) -> Fitting:
+    """Return how the trials run on the cluster that is connected; the dataset is there.
+
+    Raises InputError when not even one fits.
     """
     import ray
 
-    ensure_dataset(plan.base.config)
-    there = ray.cluster_resources()
-    resources = trial_resources(plan.base.config.scale, there)
-    fit = num_that_fit(resources, there)
-    remaining = len(ledger.remaining())
-    at_a_time = min(fit, plan.space.config.search.max_concurrent or fit, remaining)
-    tell(
-        f"{plan.folder}: {remaining} trials to do, {at_a_time} at a time ({_said(resources)} each, {fit} fit)"
+    config, search = plan.base.config, plan.search
+    reads = choose_transport(dataset_path(config), config.data)[0] == "stream"
+    # Another `data.prepare` makes another dataset, beside the trials that run.
+    reads = reads or any(path.startswith(DATA) for path in search.space)
+    if search.executor != "auto":
+        place = plan.place("search", "executor")
+    else:
+        place = plan.base.sources["scale.num_workers"]
+        place = plan.place("search") if place == DEFAULT else place
+    return fit_trials(
+        scales_of(plan),
+        search.executor,
+        ray.nodes(),
+        most_at_a_time=search.max_concurrent,
+        reads=reads,
+        place=place,
     )
 
-    def job(suggestion: Suggestion) -> Job:
-        trial = plan.trial(suggestion.index, suggestion.values)
-        ensure_dataset(trial.config)
-        folder = plan.trial_folder(suggestion.index).absolute()
-        RunFolder(folder).write_config(trial.config, trial.sources)
-        write_provenance(folder)
-        return Job(suggestion.index, folder, trial.config)
 
-    return run_trials(ledger, job, train, resources, at_a_time, plan.folder / "ray", done)
-
-
-def trial_resources(scale: ScaleConfig, cluster: Mapping[str, float]) -> dict[str, float]:
-    """Return what one trial reserves; `gpus_per_worker: auto` is one GPU where the cluster has any."""
-    gpus = scale.gpus_per_worker
-    if gpus == "auto":
-        gpus = 1.0 if cluster.get("GPU", 0) >= 1 else 0.0
-    return {"CPU": scale.cpus_per_worker, "GPU": gpus} if gpus else {"CPU": scale.cpus_per_worker}
+def scales_of(plan: Plan) -> list[ScaleConfig]:
+    """Return the `scale` sections that trials may have: every combination of the ends of what is searched."""
+    drawn = {
+        path.removeprefix(SCALE): probes(distribution)
+        for path, distribution in plan.search.space.items()
+        if path.startswith(SCALE)
+    }
+    base = plan.base.config.scale.model_dump()
+    return [
+        ScaleConfig.model_validate({**base, **dict(zip(drawn, values, strict=True))})
+        for values in itertools.product(*drawn.values())
+    ]
 
 
-def num_that_fit(resources: Mapping[str, float], cluster: Mapping[str, float]) -> int:
-    """Return how many trials run at a time, with a CPU left for reading data.
+def epochs_of(plan: Plan) -> float:
+    """Return the epochs of a whole run of the experiment, over all its stages."""
+    from voxray.train.length import planned_epochs
 
-    Raises RunError when not even one fits.
-    """
-    free = {**cluster, "CPU": cluster.get("CPU", 0) - SPARE_CPUS}
-    fit = min(int(free.get(name, 0) // amount) for name, amount in resources.items())
-    if fit < 1:
-        there = {name: cluster.get(name, 0) for name in resources}
-        raise RunError(
-            f"a trial needs {_said(resources)}, and reading its data {SPARE_CPUS} CPU; the cluster has "
-            f"{_said(there)}; lower scale.cpus_per_worker or scale.gpus_per_worker"
-        )
-    return fit
-
-
-def _said(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+    config = plan.base.config
+    stages = config.resolved_stages()
+    if all(stage.training.steps is None for stage in stages):
+        return sum(stage.training.epochs for stage in stages)
+    source = open_source(dataset_path(config), config.data)
+    return sum(planned_epochs(source, stage) for stage in stages)

@@ -6,12 +6,18 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voxray.config.errors import RunError
-from voxray.tune.inline import Job, TrainFunction, inline
-from voxray.tune.study import StudyLedger, Suggestion, TrialRow
+from voxray.tune.executors.resources import Fitting
+from voxray.tune.executors.strategy import TrainFunction
+from voxray.tune.job import Job
+from voxray.tune.ledger import Ledger, Suggestion, TrialRow
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
 
 # An actor that dies (a lost node) is started once more. An exception is not: it would come again.
 DEATHS_FORGIVEN = 1
@@ -21,37 +27,44 @@ TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's waits for the running epochs, 10 s and more
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a trial has no metric
 }
 
 
 def run_trials(
-    ledger: StudyLedger,
-    job: Callable[[Suggestion], Job],
+    ledger: Ledger,
+    make_job: Callable[[Suggestion], Job],
     train: TrainFunction,
-    resources: Mapping[str, float],
-    max_concurrent: int,
+    fitting: Fitting,
+    scheduler: "TrialScheduler | None",
     tune_folder: Path,
     done: Callable[[TrialRow], None],
 ) -> bool:
-    """Run what the ledger has to do, each trial with `resources`; `done` hears of every trial's end.
+    """Run what the ledger has to do, as `fitting` says; `done` hears of every trial's end.
 
-    Tune's own files live in `tune_folder` and go at the end. Return False when Ctrl-C ended the search: what
-    ran is then told FAIL, to be run again. Ray must be connected.
+    `train` trains a run in each process that takes part. Tune's own files live in `tune_folder` and go at the
+    end. Return False when Ctrl-C ended the search: what ran is then let go of, to be run again. Ray must be
+    connected.
     """
-    os.environ.update(TUNE_SETTINGS)
+    os.environ.update(TUNE_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(fitting.at_a_time))
     from ray import tune
 
+    from voxray.tune.executors.groups import give_back
+    from voxray.tune.executors.trial import trainable
     from voxray.tune.interrupt import Interrupt
-    from voxray.tune.searcher import StudySearcher
+    from voxray.tune.searcher import LedgerSearcher
+    from voxray.tune.slots import LimitedSearcher, Slots
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it advises Tuner.restore, which we never use
     interrupt = Interrupt()
+    leaves_groups = fitting.executor == "train"
+    slots = Slots(fitting.at_a_time, (lambda: give_back(0)) if leaves_groups else None)
     tuner = tune.Tuner(
-        tune.with_resources(inline(train), dict(resources)),
+        trainable(train, fitting, scheduler is not None),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(ledger, job, done),
-            num_samples=len(ledger.remaining()),
-            max_concurrent_trials=max_concurrent,
+            search_alg=LimitedSearcher(LedgerSearcher(ledger, make_job, done), slots),
+            scheduler=scheduler,
+            num_samples=-1,  # the ledger says when no more begin
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -59,7 +72,7 @@ def run_trials(
             name=tune_folder.name,
             storage_path=str(tune_folder.parent.absolute()),
             verbose=0,
-            callbacks=[interrupt],
+            callbacks=[slots, interrupt],
             failure_config=tune.FailureConfig(max_failures=DEATHS_FORGIVEN),
         ),
     )
@@ -70,6 +83,8 @@ def run_trials(
         interrupt.noticed = True
     finally:
         ledger.cut_short()
+        if leaves_groups:
+            give_back()
         shutil.rmtree(tune_folder, ignore_errors=True)
     if ledger.remaining() and not interrupt.noticed:
         raise RunError("Ray Tune ended before all trials were done; run the same command to continue")

@@ -14,8 +14,9 @@ import pytest
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from voxray.cli.main import main
-from voxray.tune.config import Distribution, ObjectiveConfig, SamplerConfig
-from voxray.tune.study import StudyLedger
+from voxray.tune.config import ObjectiveConfig, SamplerConfig, SearchConfig
+from voxray.tune.space.config import Distribution
+from voxray.tune.study.ledger import StudyLedger, StudyRules
 
 NUM_TRIALS = 8
 
@@ -104,10 +105,11 @@ def assert_as_never_interrupted(complete: list[optuna.trial.FrozenTrial], folder
         "model.dropout": Distribution(uniform=(0.0, 0.5)),
     }
     objective = ObjectiveConfig(metric="val/loss", mode="min")
-    ledger = StudyLedger(folder, space, objective, SamplerConfig(startup_trials=2), NUM_TRIALS)
+    search = SearchConfig(sampler=SamplerConfig(startup_trials=2), trials=NUM_TRIALS, space=space)
+    ledger = StudyLedger(folder, StudyRules(search, (objective,)))
     for index, trial in enumerate(sorted(complete, key=lambda trial: trial.user_attrs["index"])):
         assert ledger.ask(index).values == trial.params
         assert len(trial.intermediate_values) == 3
         for step, value in trial.intermediate_values.items():
-            ledger.report(index, step, value)
+            ledger.report(index, {"step": step, "val/loss": value})
         ledger.finish(index)

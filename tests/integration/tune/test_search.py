@@ -1,16 +1,18 @@
 """Searches on a real Ray cluster: how trials end is recorded, actors are reused, the real trainer runs."""
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 
+from voxray.config.errors import InputError
 from voxray.core.experiment import load_experiment
 from voxray.train.run_folder import RunFolder
-from voxray.tune.folder import open_study, write_best
 from voxray.tune.plan import Plan, load_plan
-from voxray.tune.search import search
+from voxray.tune.search import fit_search, search
+from voxray.tune.study.folder import open_study, write_best
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -36,10 +38,10 @@ def test_the_real_trainer_in_reused_actors(space, tmp_path):
     assert finished
     assert [row.index for row in rows] == [0, 1, 2, 3]
     assert sorted(heard, key=lambda row: row.index) == rows
-    assert "4 trials to do, 2 at a time (1 CPU each, 3 fit)" in said[0]
+    assert "4 trials to do, 2 at a time (inline, 1 CPU each; 4 fit, CPU limits them)" in said[0]
     # From Ray's own state: four trials ran in two actors.
     actors = [
-        a for a in list_actors(address=here) if a.actor_id not in before and "ImplicitFunc" in a.class_name
+        a for a in list_actors(address=here) if a.actor_id not in before and a.class_name == "VoxrayTrial"
     ]
     assert len(actors) == 2
     for row in rows:
@@ -53,7 +55,7 @@ def test_the_real_trainer_in_reused_actors(space, tmp_path):
     assert not (plan.folder / "ray").exists()
     with open_study(plan) as ledger:
         best = ledger.best()
-        file = write_best(plan, best, len(rows))
+        [file] = write_best(plan, ledger)
     saved = RunFolder(plan.trial_folder(best.index)).config()
     assert load_experiment(str(file)).config.model_dump(mode="json") == saved
     # The experiment file reproduces the trial's value.
@@ -68,7 +70,7 @@ def test_how_a_trial_ends_is_recorded(space, tmp_path):
     deaths = tmp_path / "deaths"
     deaths.mkdir()
 
-    def train(config, run_dir: Path, report):
+    def train(config, run_dir: Path, report, control):
         index = int(run_dir.name)
         for step in (1, 2):
             report(
@@ -81,8 +83,8 @@ def test_how_a_trial_ends_is_recorded(space, tmp_path):
                 os._exit(1)
 
     class FifthRefused(Plan):
-        def trial(self, index, values):
-            return super().trial(index, {**values, "scale.num_workers": 2} if index == 5 else values)
+        def trial(self, index, values, seed=None):
+            return super().trial(index, {**values, "training.epochs": 0} if index == 5 else values)
 
     loaded = load_plan(space, [f"storage.path={tmp_path}", "search.trials=6", "search.max_concurrent=2"])
     plan = FifthRefused(loaded.space, loaded.base, loaded.file)
@@ -96,24 +98,54 @@ def test_how_a_trial_ends_is_recorded(space, tmp_path):
     assert "never a finite number" in rows[2].reason
     assert "its process died" in rows[3].reason
     assert len(list(deaths.glob("3-*"))) == 2
-    assert "one worker" in rows[5].reason
+    assert "training.epochs" in rows[5].reason
     with open_study(plan) as ledger:
         assert ledger.remaining() == []
         assert ledger.best().index == 0
 
 
 def test_trials_of_more_cpus_than_there_are_wait_for_each_other(space, tmp_path):
-    """A trial of two CPUs on four: one at a time, with CPUs left for reading."""
+    """A trial of three CPUs on four: one at a time."""
 
-    def train(config, run_dir: Path, report):
+    def train(config, run_dir: Path, report, control):
         (tmp_path / f"{run_dir.name}-start").write_text(str(time.time()))
         time.sleep(0.3)
         (tmp_path / f"{run_dir.name}-end").write_text(str(time.time()))
         report({"step": 1, "val/loss": 1.0})
 
-    overrides = ["search.trials=3", "search.max_concurrent=3", "scale.cpus_per_worker=2"]
+    overrides = ["search.trials=3", "search.max_concurrent=3", "scale.cpus_per_worker=3"]
     finished, _, _, said = run(load_plan(space, [f"storage.path={tmp_path}", *overrides]), train)
     assert finished
-    assert "1 at a time (2 CPU each, 1 fit)" in said[0]
+    assert "1 at a time (inline, 3 CPU each; 1 fit, CPU limits them)" in said[0]
     times = sorted((float(p.read_text()), p.name.split("-")[1]) for p in tmp_path.glob("000*-*"))
     assert [what for _, what in times] == ["start", "end"] * 3
+
+
+@pytest.mark.parametrize(
+    ("override", "place"),
+    [
+        ("scale.num_workers=8", "command line: a trial with scale.num_workers=8 needs 8 workers of 1 CPU"),
+        (
+            "scale.num_workers=[5,8]",
+            "command line: a trial with scale.num_workers=[5, 8] needs 5 to 8 workers",
+        ),
+        ("scale.cpus_per_worker=6", "tiny.yaml:5: a trial needs 6 CPU"),
+    ],
+)
+def test_trials_that_never_fit_are_an_input_error_before_any_starts(override, place, space, tmp_path):
+    plan = load_plan(space, [f"storage.path={tmp_path}", override])
+    with pytest.raises(InputError, match=re.escape(place)) as error:
+        run(plan, lambda *_: pytest.fail("a trial began"))
+    assert "; Ray has 4 CPU on 1 node, enough for " in str(error.value)
+    assert not plan.trial_folder(0).exists()
+
+
+def test_what_a_searched_scale_may_ask_for(space):
+    text = (
+        Path(space)
+        .read_text()
+        .replace("model.hidden_dim: {choice: [8, 16]}", "scale.num_workers: {choice: [1, 2]}")
+    )
+    (Path(space).parent / "scaled.yaml").write_text(text)
+    fitting = fit_search(load_plan(str(Path(space).parent / "scaled.yaml"), ["search.max_concurrent=4"]))
+    assert (fitting.executor, fitting.workers, fitting.at_a_time) == ("gang", 2, 2)

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from voxray.config.errors import InputError, RunError
+from voxray.config.errors import InputError
 from voxray.core.experiment import load_experiment
-from voxray.train.config import ScaleConfig
-from voxray.tune.folder import open_study, write_best
 from voxray.tune.plan import load_plan
-from voxray.tune.search import num_that_fit, trial_resources
+from voxray.tune.study.folder import open_study, write_best
 
 EXPERIMENT = """
 task: cxr_memory
@@ -46,7 +44,7 @@ def finish_all(plan):
     with open_study(plan) as ledger:
         for index in ledger.remaining():
             ledger.ask(index)
-            ledger.report(index, 1, index / 10)
+            ledger.report(index, {"step": 1, "val/auroc": index / 10})
             ledger.finish(index)
 
 
@@ -55,7 +53,7 @@ def test_best_yaml_is_the_best_trials_experiment(plan_of):
     finish_all(plan)
     with open_study(plan) as ledger:
         best = ledger.best()
-        file = write_best(plan, best, 3)
+        (file,) = write_best(plan, ledger)
         trial = plan.trial(best.index, best.values)
     loaded = load_experiment(str(file)).config
     assert best.index == 2
@@ -72,7 +70,7 @@ def test_best_yaml_is_the_best_trials_experiment(plan_of):
 
 def test_a_second_driver_is_refused_while_the_first_one_searches(plan_of):
     plan = plan_of()
-    with open_study(plan), pytest.raises(InputError, match="another `voxray tune` searches this study"):
+    with open_study(plan), pytest.raises(InputError, match="another voxray works on this study"):
         open_study(plan).__enter__()
     with open_study(plan) as ledger:
         assert ledger.remaining() == [0, 1, 2]
@@ -125,17 +123,3 @@ def test_a_broken_study_is_named(plan_of):
     (plan.folder / "study.json").unlink()
     with pytest.raises(InputError, match=r"holds a journal without study\.json"), open_study(plan):
         pass
-
-
-def test_as_many_trials_run_as_leave_a_cpu_for_reading():
-    scale = ScaleConfig()
-    assert trial_resources(scale, {"CPU": 4}) == {"CPU": 1}
-    assert trial_resources(scale, {"CPU": 4, "GPU": 2}) == {"CPU": 1, "GPU": 1}
-    assert trial_resources(scale.model_copy(update={"gpus_per_worker": 0.5}), {"CPU": 8})["GPU"] == 0.5
-    assert num_that_fit({"CPU": 1}, {"CPU": 4}) == 3
-    assert num_that_fit({"CPU": 2}, {"CPU": 4}) == 1
-    assert num_that_fit({"CPU": 1, "GPU": 0.5}, {"CPU": 16, "GPU": 2}) == 4
-    with pytest.raises(RunError, match=r"a trial needs 4 CPU, and reading its data 1 CPU; the cluster has 4"):
-        num_that_fit({"CPU": 4}, {"CPU": 4})
-    with pytest.raises(RunError, match="the cluster has 8 CPU, 0 GPU"):
-        num_that_fit({"CPU": 1, "GPU": 1}, {"CPU": 8})

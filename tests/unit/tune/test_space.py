@@ -1,25 +1,30 @@
 """Distributions: what is drawn follows the law that the key names; the experiment gets real values."""
 
 import math
+import random
 
 import optuna
 import pytest
 import scipy.stats
 from pydantic import ValidationError
 
-from voxray.tune.config import Distribution
-from voxray.tune.space import experiment_values, optuna_distributions, probes
+from voxray.tune.space.config import Distribution
+from voxray.tune.space.draw import Space, probes, sampled
 
 LISTS = [[1, 2], {"a": None}, "text", None, True, 2.5]
 
 
 def draws(number: int = 400, **drawn) -> list:
     """Values of one key over trials with a random sampler."""
-    space = {"key": Distribution(**drawn)}
+    space = Space({"key": Distribution(**drawn)})
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    trials = [study.ask(fixed_distributions=optuna_distributions(space)) for _ in range(number)]
-    return [experiment_values(space, trial.params)["key"] for trial in trials]
+    values = []
+    for _ in range(number):
+        trial = study.ask()
+        values.append(space.draw(trial)["key"])
+        assert space.values(trial.params)["key"] == values[-1]  # as it is read back
+    return values
 
 
 @pytest.mark.parametrize(
@@ -32,6 +37,9 @@ def draws(number: int = 400, **drawn) -> list:
 )
 def test_continuous_draws_follow_scipys_law(drawn, law):
     assert scipy.stats.kstest(draws(**drawn), law.cdf).pvalue > 0.01
+    rng = random.Random(0)
+    own = [sampled(Distribution(**drawn), rng) for _ in range(400)]
+    assert scipy.stats.kstest(own, law.cdf).pvalue > 0.01
 
 
 def test_whole_and_stepped_draws_reach_both_ends_and_nothing_else():
@@ -49,9 +57,9 @@ def test_choices_come_back_as_they_were_written():
 
 
 def test_a_fixed_value_is_given_and_never_drawn():
-    space = {"a": Distribution(fixed=None), "b": Distribution(fixed=[1, 2])}
-    assert optuna_distributions(space) == {}
-    assert experiment_values(space, {}) == {"a": None, "b": [1, 2]}
+    space = Space({"a": Distribution(fixed=None), "b": Distribution(fixed=[1, 2])})
+    assert space.varying == []
+    assert space.draw(optuna.trial.FixedTrial({})) == {"a": None, "b": [1, 2]}
 
 
 def test_probes_hold_the_ends_and_something_between():

@@ -8,8 +8,10 @@ import pytest
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
-from voxray.tune.config import Distribution, ObjectiveConfig, SamplerConfig
-from voxray.tune.study import StudyLedger, mend_journal
+from voxray.tune.config import ObjectiveConfig, SamplerConfig, SearchConfig
+from voxray.tune.space.config import Distribution
+from voxray.tune.study.journal import mend_journal
+from voxray.tune.study.ledger import StudyLedger, StudyRules
 
 SPACE = {
     "training.learning_rate": Distribution(loguniform=(1e-4, 1e-1)),
@@ -25,7 +27,10 @@ def open_ledger(
 ) -> StudyLedger:
     folder.mkdir(exist_ok=True)
     objective = ObjectiveConfig(metric="val/auroc", mode=mode)
-    return StudyLedger(folder, SPACE, objective, SamplerConfig(name=sampler, startup_trials=3), num_trials)
+    search = SearchConfig(
+        sampler=SamplerConfig(name=sampler, startup_trials=3), trials=num_trials, space=SPACE
+    )
+    return StudyLedger(folder, StudyRules(search, (objective,)))
 
 
 def value(values: dict, step: int) -> float:
@@ -33,11 +38,15 @@ def value(values: dict, step: int) -> float:
     return -abs(math.log10(values["training.learning_rate"]) + 2.5) - values["model.dropout"] - abs(step - 2)
 
 
+def tell(ledger: StudyLedger, index: int, step: int, score: float) -> None:
+    ledger.report(index, {"step": step, "epochs": step / 2, "val/auroc": score})
+
+
 def run(ledger: StudyLedger, most: int = NUM_TRIALS) -> None:
     for index in ledger.remaining()[:most]:
         values = ledger.ask(index).values
         for step in (1, 2, 3):
-            ledger.report(index, step, value(values, step))
+            tell(ledger, index, step, value(values, step))
         ledger.finish(index)
 
 
@@ -86,7 +95,7 @@ def test_a_continued_study_equals_an_uninterrupted_one(uninterrupted, tmp_path, 
         index = ledger.remaining()[0]
         values = ledger.ask(index).values
         if how == "running with a value":
-            ledger.report(index, 1, value(values, 1))
+            tell(ledger, index, 1, value(values, 1))
         if how == "ctrl-c":
             assert ledger.cut_short() == [index]
     again = open_ledger(tmp_path / "study")
@@ -105,16 +114,15 @@ def test_orphans_run_again_with_their_own_values_at_any_concurrency(tmp_path):
     ledger = open_ledger(tmp_path / "study")
     run(ledger, 4)
     before = {index: ledger.ask(index).values for index in ledger.remaining()[:3]}
-    ledger.report(4, 1, -5.0)
+    tell(ledger, 4, 1, -5.0)
     ledger.finish(4)
-    ledger.report(5, 1, -7.0)
+    tell(ledger, 5, 1, -7.0)
     again = open_ledger(tmp_path / "study")
     assert again.remaining() == [5, 6, 7, 8, 9]
     assert {index: again.ask(index).values for index in (6, 5)} == {i: before[i] for i in (6, 5)}
-    again.report(
-        5, 1, -1.0
-    )  # the same step again, as a run that starts over passes it: the first value stays
-    again.report(5, 2, -6.0)
+    # The same step again, as a run that starts over passes it: the first value stays.
+    tell(again, 5, 1, -1.0)
+    tell(again, 5, 2, -6.0)
     assert again.finish(5).value == -6.0
     assert raw_trials(tmp_path / "study")[-1].intermediate_values == {1: -7.0, 2: -6.0}
 
@@ -123,16 +131,16 @@ def test_a_crash_is_done_and_a_stopped_trial_is_pruned_with_its_last_value(tmp_p
     ledger = open_ledger(tmp_path / "study", num_trials=5)
     for index in range(5):
         ledger.ask(index)
-    ledger.report(0, 1, 0.5)
+    tell(ledger, 0, 1, 0.5)
     assert ledger.crash(0, "RunError: loss is nan").state == "fail"
     for step, number in ((1, 0.9), (2, 0.4)):
-        ledger.report(1, step, number)
+        tell(ledger, 1, step, number)
     assert (ledger.stop(1).state, ledger.rows()[1].value) == ("pruned", 0.4)
-    ledger.report(2, 1, math.nan)
+    tell(ledger, 2, 1, math.nan)
     row = ledger.finish(2)
     assert (row.state, row.value, row.reason) == ("fail", None, "val/auroc was never a finite number")
-    ledger.report(3, 1, math.nan)
-    ledger.report(3, 2, 0.3)
+    tell(ledger, 3, 1, math.nan)
+    tell(ledger, 3, 2, 0.3)
     assert ledger.finish(3).value == 0.3
     assert open_ledger(tmp_path / "study", num_trials=5).remaining() == [4]
     states = [trial.state.name for trial in raw_trials(tmp_path / "study")]

@@ -1,0 +1,1 @@
+"""Ablations: a baseline and arms trained with paired seeds, cells that run once, and the statistics."""

@@ -1,0 +1,1 @@
+"""What a search draws from: distributions, conditions, constraints, points, W&B's sweep files."""
