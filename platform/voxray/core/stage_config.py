@@ -29,6 +29,7 @@ OF_THE_WHOLE_SECTION = {
         "read_threads",
         "cache_dir",
         "cache_gb",
+        "keep_decoded",
         "on_error",
     ),
 }

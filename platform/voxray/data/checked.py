@@ -52,7 +52,7 @@ class CheckedWindows:
         with contextlib.suppress(OSError):
             if not self._file.exists():
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                _forget_oldest(self._file.parent)
+                forget_oldest(self._file.parent)
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o600)
             try:
                 os.pwrite(descriptor, _CHECKED, window)
@@ -66,7 +66,8 @@ class CheckedWindows:
             return b""
 
 
-def _forget_oldest(folder: Path) -> None:
+def forget_oldest(folder: Path) -> None:
+    """Remove the older half of a folder of small files where there are MAX_SHARDS of them."""
     files = list(folder.iterdir())
     if len(files) < MAX_SHARDS:
         return

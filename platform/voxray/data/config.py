@@ -106,6 +106,11 @@ class DataConfig(Section, frozen=True):
     )
     cache_dir: str = Field(default="", description="folder of the copies; default: in the user's cache")
     cache_gb: float = Field(default=50.0, gt=0, description="size of the copies at most, per folder")
+    keep_decoded: bool | Literal["auto"] = Field(
+        default="auto",
+        description="keep what is decoded while reading (images) among the copies, where all of it fits, so "
+        "that it is decoded once per node and not in each run and epoch; auto: for trials",
+    )
     on_error: Literal["fail", "quarantine"] = Field(
         default="fail",
         description="fail: a damaged or missing shard ends the run; quarantine: its rows are left out, told",

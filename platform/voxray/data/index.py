@@ -5,6 +5,7 @@ holds every scalar, every column with names (labels), every text but the sample'
 ragged column under `<name>.length`.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,17 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import xxhash
+from platformdirs import user_cache_path
 
 from voxray.config.errors import InputError
 from voxray.core.schema import TEXT, Column, Schema
+from voxray.data.checked import forget_oldest
 from voxray.data.manifest import Manifest, ShardInfo
 from voxray.data.store import Store
 
 LENGTH = ".length"
+VALID, POSITION = "valid", "position"  # columns that every batch gets
+FOLDER = "indexes"  # of remote datasets, in the user's cache
 OPEN_INDEXES = 64  # kept in memory at a time
 
 
@@ -112,13 +117,41 @@ class ShardIndex:
 @lru_cache(maxsize=OPEN_INDEXES)
 def read_index(store: Store, file: str, wanted: str) -> pa.Table:
     """Return an index file's table. Raises InputError when its hash is not the manifest's."""
+    kept = None if store.is_local else _kept(wanted)
+    if kept is not None:
+        return _table(kept)
     data = store.read(file)
     if xxhash.xxh3_128_hexdigest(data) != wanted:
         raise InputError(
             f"index '{store.describe(file)}' is damaged: its hash is not the manifest's; "
             "prepare the dataset again"
         )
+    if not store.is_local:
+        _keep(data, wanted)
+    return _table(data)
+
+
+def _table(data: bytes) -> pa.Table:
     return pa.ipc.open_file(pa.BufferReader(data)).read_all()
+
+
+def _kept(wanted: str) -> bytes | None:
+    """Return the node's copy of a remote index, by its hash; None where there is none or it is damaged."""
+    try:
+        data = (user_cache_path("voxray") / FOLDER / wanted).read_bytes()
+    except OSError:
+        return None
+    return data if xxhash.xxh3_128_hexdigest(data) == wanted else None
+
+
+def _keep(data: bytes, wanted: str) -> None:
+    folder = user_cache_path("voxray") / FOLDER
+    partial = folder / f".{wanted}-{os.getpid()}"
+    with contextlib.suppress(OSError):  # without a cache that can be written it is fetched again
+        folder.mkdir(parents=True, exist_ok=True)
+        forget_oldest(folder)
+        partial.write_bytes(data)
+        partial.replace(folder / wanted)
 
 
 def _to_arrow(values: Sequence[Any], column: Column) -> pa.Array:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from voxray.core.batch import BatchRules, Columns, EpochRequest
 from voxray.core.task import ReadStage
 from voxray.data.buffers import Buffers
 from voxray.data.config import DataConfig
+from voxray.data.decoded import DecodedShards, decoded_shards
 from voxray.data.index import ShardIndex
 from voxray.data.manifest import Manifest, load_manifest
 from voxray.data.order import EpochOrder
@@ -95,7 +97,7 @@ class LocalStream:
         For splits that fit in memory. Ragged columns are padded to the longest row.
         """
         kept = replace(rules or BatchRules(), bucket_by="", group_by="", with_replacement=False, weights="")
-        return self.plan(EpochRequest(split, 1, seed=0, shuffle=False, rules=kept)).read_all()
+        return self._plan(EpochRequest(split, 1, seed=0, shuffle=False, rules=kept), None).read_all()
 
     def order(self, request: EpochRequest) -> EpochOrder:
         """Return the order of an epoch. Raises InputError for a rule that the dataset does not allow."""
@@ -116,11 +118,18 @@ class LocalStream:
 
         Rows that are decoded come a batch at a time: a window of many would be seconds of work.
         """
+        return self._plan(request, self._decoded)
+
+    @cached_property
+    def _decoded(self) -> DecodedShards | None:
+        return decoded_shards(self.store, self.manifest, self._stages, self._config, self._cache)
+
+    def _plan(self, request: EpochRequest, decoded: DecodedShards | None) -> EpochPlan:
         rows_per_batch = -(-request.batch_size // self._world_size)
         window_rows = int(self._config.window_mb / self._row_mb(request.split))
         return EpochPlan(
             self.store,
-            self.manifest.schema.columns,
+            decoded.columns if decoded else self.manifest.schema.columns,
             self.manifest.shards_of(request.split),
             self.order(request),
             self._rank,
@@ -128,7 +137,8 @@ class LocalStream:
             batches_per_window=1 if self._stages else max(1, window_rows // rows_per_batch),
             on_error=self._config.on_error,
             cache=self._cache,
-            stages=self._stages,
+            stages=() if decoded else self._stages,
+            decoded=decoded,
         )
 
     def _window_mb(self, plan: EpochPlan) -> float:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,19 @@ def _adapter() -> TypeAdapter[Manifest]:
 def load_manifest(dataset: Path | str | Store) -> Manifest:
     """Read and check `manifest.json` of a dataset's folder.
 
-    Raises InputError when the folder holds no dataset, or a manifest that this version cannot read.
+    That of a URL is read once per process: all trials of an actor see one dataset. Raises InputError when the
+    folder holds no dataset, or a manifest that this version cannot read.
     """
     store = Store.of(dataset)
+    return _read(store) if store.is_local else _read_once(store)
+
+
+@lru_cache(maxsize=16)
+def _read_once(store: Store) -> Manifest:
+    return _read(store)
+
+
+def _read(store: Store) -> Manifest:
     path = store.describe(FILE_NAME)
     if store.is_local and not store.path(FILE_NAME).is_file():
         raise InputError(

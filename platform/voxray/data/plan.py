@@ -17,7 +17,8 @@ from voxray.core.batch import Columns
 from voxray.core.schema import BYTES, TEXT, Column
 from voxray.core.task import ReadStage
 from voxray.data.buffers import Buffers
-from voxray.data.index import LENGTH
+from voxray.data.decoded import DecodedShards
+from voxray.data.index import LENGTH, POSITION, VALID
 from voxray.data.manifest import ShardInfo
 from voxray.data.order import EpochOrder, IntArray, worker_slots
 from voxray.data.reader import (
@@ -31,7 +32,6 @@ from voxray.data.reader import (
 from voxray.data.shard_cache import ShardCache
 from voxray.data.store import Store
 
-VALID, POSITION = "valid", "position"
 _MAX_OPEN_SHARDS = 4096
 SHARED_BYTES = 1 << 20  # of a batch; copying less is not worth waking another thread
 # Threads of one process share an order's spans, which are worked out when first asked for.
@@ -53,9 +53,15 @@ class OpenShards:
     cache. Each process has its own.
     """
 
-    def __init__(self, store: Store, infos: Sequence[ShardInfo], cache: ShardCache | None) -> None:
-        """Number the windows; none is opened."""
-        self._store, self._infos, self._cache = store, infos, cache
+    def __init__(
+        self,
+        store: Store,
+        infos: Sequence[ShardInfo],
+        cache: ShardCache | None,
+        decoded: DecodedShards | None = None,
+    ) -> None:
+        """Number the windows; none is opened. With `decoded`, its copies are read instead."""
+        self._store, self._infos, self._cache, self._decoded = store, infos, cache, decoded
         windows = [len(info.windows) - 1 for info in infos]  # without the footer
         self._first_window = np.cumsum([0, *windows])
         firsts = np.cumsum([info.rows for info in infos]) - [info.rows for info in infos]
@@ -83,9 +89,20 @@ class OpenShards:
         if found is None:
             with self._lock:
                 shard = int(np.searchsorted(self._first_window, number, side="right")) - 1
-                found = self._reader(shard).window(number - int(self._first_window[shard]))
+                found = self._opened(shard, number - int(self._first_window[shard]))
                 self._windows[number] = found
         return found
+
+    def _opened(self, shard: int, window: int) -> OpenWindow:
+        try:
+            return self._reader(shard).window(window)
+        except ShardError:
+            if self._decoded is None:
+                raise
+            self._decoded.forget(self._infos[shard])  # a damaged copy is made again, once
+            if shard in self._readers:
+                self._close(shard)
+            return self._reader(shard).window(window)
 
     def fetch_ahead(self, shards: Sequence[int]) -> None:
         """Begin to fetch remote shards into the cache, without waiting."""
@@ -95,8 +112,11 @@ class OpenShards:
     def _reader(self, shard: int) -> ShardReader:
         if shard not in self._readers:
             info = self._infos[shard]
-            in_cache = None if self._cache is None else self._cache.fetch(self._store, info)
-            self._readers[shard] = ShardReader(in_cache or self._store.path(info.file), info)
+            if self._decoded is None:
+                in_cache = None if self._cache is None else self._cache.fetch(self._store, info)
+                self._readers[shard] = ShardReader(in_cache or self._store.path(info.file), info)
+            else:
+                self._readers[shard] = ShardReader(*self._decoded.fetch(info))
             if len(self._readers) > self._max_open:
                 self._close(next(iter(self._readers)))
         return self._readers[shard]
@@ -122,6 +142,7 @@ class EpochPlan:
     cache: ShardCache | None = None
     stages: tuple[ReadStage, ...] = ()
     copy_threads: int = 1
+    decoded: DecodedShards | None = None
     _here: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -160,12 +181,12 @@ class EpochPlan:
     def shards(self) -> OpenShards:
         """The open shards of this process."""
         if "shards" not in self._here:
-            self._here["shards"] = OpenShards(self.store, self.infos, self.cache)
+            self._here["shards"] = OpenShards(self.store, self.infos, self.cache, self.decoded)
         return self._here["shards"]
 
     def fetch_span(self, span: int) -> None:
         """Begin to fetch a span's remote shards."""
-        if self.cache is not None:
+        if self.cache is not None and self.decoded is None:
             self.shards.fetch_ahead(self.order.span_shards(span).tolist())
 
     def _slots(self, batch: int) -> tuple[IntArray, np.ndarray, IntArray]:

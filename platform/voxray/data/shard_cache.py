@@ -10,14 +10,16 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
+from voxray.data.config import DataConfig
 from voxray.data.manifest import ShardInfo
 from voxray.data.reader import ShardError
 from voxray.data.store import READ_ERRORS, Store
@@ -52,6 +54,28 @@ class ShardCache:
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 self._fetch(store, info, path)
+        _touch(path)
+        return path
+
+    def made(self, name: str, num_bytes: int, make: Callable[[Path], None]) -> Path:
+        """Return the kept file of that name (hex); where it is not there, `make` writes it, once per node.
+
+        `num_bytes` is about its size. Errors of `make` pass through, and nothing is kept then.
+        """
+        path = self.folder / f"{name}.arrow"
+        with contextlib.suppress(FileNotFoundError):
+            _touch(path)
+            return path
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                partial = path.with_name(f"{name}.partial-{secrets.token_hex(4)}")
+                self._make_room(num_bytes)
+                try:
+                    make(partial)
+                    partial.rename(path)
+                finally:
+                    partial.unlink(missing_ok=True)
         _touch(path)
         return path
 
@@ -133,6 +157,12 @@ class ShardCache:
                 continue
             with contextlib.suppress(Timeout), lock:
                 partial.unlink(missing_ok=True)
+
+
+def node_cache(config: DataConfig) -> ShardCache:
+    """Return the node's cache, as the `data` section sets it."""
+    folder = Path(config.cache_dir) if config.cache_dir else user_cache_path("voxray") / "shards"
+    return ShardCache(folder, int(config.cache_gb * 1e9))
 
 
 @lru_cache(maxsize=1)

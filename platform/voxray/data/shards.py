@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -55,32 +55,42 @@ def write_shard(
     shape with None in it must be resolved before; a value of another shape or dtype than the schema's is an
     assertion: the caller has checked it.
     """
-    arrow_schema = pa.schema([_field(name, column) for name, column in schema.columns.items()])
     index = IndexWriter(schema)
-    windows: list[Window] = []
-    num_rows = 0
-    with path.open("wb") as raw:
-        file = _HashingFile(raw)
-        with pa.ipc.new_file(pa.PythonFile(file, "w"), arrow_schema) as writer:
-            for batch in _windows_of(rows, schema):
-                arrays = [_to_arrow([row[n] for row in batch], c) for n, c in schema.columns.items()]
-                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=arrow_schema))
-                index.add(batch)
-                num_rows += len(batch)
-                windows.append(file.end_window(num_rows))
-        windows.append(file.end_window(num_rows))
-        raw.flush()
-        os.fsync(raw.fileno())
-    if num_rows == 0:
+
+    def indexed() -> Iterator[list[Mapping[str, Any]]]:
+        for window in _windows_of(rows, schema):
+            index.add(window)
+            yield window
+
+    info = write_windows(path, indexed(), schema, split)
+    if info.rows == 0:
         path.unlink()
         return None
     folder = path.parent.parent / INDEX_FOLDER
     folder.mkdir(exist_ok=True)
-    index_hash = index.write(folder / path.name)
+    return replace(info, index_xxh3=index.write(folder / path.name))
+
+
+def write_windows(
+    path: Path, windows: Iterable[list[Mapping[str, Any]]], schema: Schema, split: str
+) -> ShardInfo:
+    """Write a shard of which each window is given, without an index; fsync it. `index_xxh3` stays empty."""
+    arrow_schema = pa.schema([_field(name, column) for name, column in schema.columns.items()])
+    ends: list[Window] = []
+    num_rows = 0
+    with path.open("wb") as raw:
+        file = _HashingFile(raw)
+        with pa.ipc.new_file(pa.PythonFile(file, "w"), arrow_schema) as writer:
+            for window in windows:
+                arrays = [_to_arrow([row[n] for row in window], c) for n, c in schema.columns.items()]
+                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=arrow_schema))
+                num_rows += len(window)
+                ends.append(file.end_window(num_rows))
+        ends.append(file.end_window(num_rows))
+        raw.flush()
+        os.fsync(raw.fileno())
     name = f"{SHARD_FOLDER}/{path.name}"
-    return ShardInfo(
-        name, split, num_rows, file.num_bytes, file.sha256.hexdigest(), tuple(windows), index_hash
-    )
+    return ShardInfo(name, split, num_rows, file.num_bytes, file.sha256.hexdigest(), tuple(ends), "")
 
 
 def _windows_of(rows: Iterable[Mapping[str, Any]], schema: Schema) -> Iterator[list[Mapping[str, Any]]]:

@@ -4,15 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from voxray.config.errors import InputError
 from voxray.core.batch import BatchRules
 from voxray.core.task import ReadStage
 from voxray.data.config import DataConfig
 from voxray.data.local import LocalStream, log
 from voxray.data.manifest import load_manifest
-from voxray.data.shard_cache import ShardCache
+from voxray.data.shard_cache import node_cache
 from voxray.data.store import Store
 
 
@@ -72,15 +70,9 @@ def open_source(
         raise InputError(
             f"data.transport=local maps shards of a folder, '{dataset}' is remote; use cache or stream"
         )
-    cache = None if Store.of(dataset).is_local and transport != "cache" else shard_cache(config)
+    cache = None if Store.of(dataset).is_local and transport != "cache" else node_cache(config)
     if transport == "stream":
         from voxray.data.stream import RayStream
 
         return RayStream(dataset, config, rank, world_size, stages, cache, on_fault)
     return LocalStream(dataset, config, rank, world_size, stages, cache, on_fault)
-
-
-def shard_cache(config: DataConfig) -> ShardCache:
-    """Return the node's cache of shards."""
-    folder = Path(config.cache_dir) if config.cache_dir else user_cache_path("voxray") / "shards"
-    return ShardCache(folder, int(config.cache_gb * 1e9))

@@ -54,6 +54,8 @@ class Store:
             if self.is_local:
                 return self.path(file).read_bytes()
             system, root = open_filesystem(self.location)
+            if isinstance(system, fs.PyFileSystem):  # one request, as in `download`
+                return system.handler.fs.cat_file(f"{root}/{file}")
             with system.open_input_stream(f"{root}/{file}") as stream:
                 return stream.read()
         except READ_ERRORS as error:

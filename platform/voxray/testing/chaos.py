@@ -28,6 +28,24 @@ class SlowerTiny(SlowTiny):
     PAUSE_S = 0.15
 
 
+class HangingTiny(Tiny):
+    """With a batch that never comes: the first of a worker's second epoch on 100 rows, by 20."""
+
+    NUM_BATCHES = 5
+
+    def __init__(self, *args: Any) -> None:
+        """Count batches from here."""
+        super().__init__(*args)
+        self._seen = 0
+
+    def augment(self, batch: Batch, key: int) -> TinyBatch:
+        """Augment, or hang."""
+        self._seen += 1
+        while self._seen > self.NUM_BATCHES:
+            time.sleep(1)
+        return super().augment(batch, key)
+
+
 def log_of(run: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a run's log as they were written, those that a resume took back included."""
     file = run / "log.jsonl"

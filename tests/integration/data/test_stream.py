@@ -84,18 +84,18 @@ def test_the_transports_agree_bit_for_bit(dataset, tmp_path, rank, world_size, s
     request = EpochRequest("train", 20, seed=5, epoch=2, start_batch=start, rules=rules)
     stages = [ReadStage("mean", mean_of_x)]
     common = {"window_mb": 0.06, "shuffle_mb": 0.1, "cache_dir": str(tmp_path / "cache")}
-    delivered = {
-        transport: copies(
-            open_source(dataset, DataConfig(transport=transport, **common), rank, world_size, stages).batches(
-                request
-            )
-        )
-        for transport in ("local", "cache", "stream")
-    }
+    delivered = {}
+    for keeps in (False, True):
+        for transport in ("local", "cache", "stream"):
+            config = DataConfig(transport=transport, keep_decoded=keeps, **common)
+            source = open_source(dataset, config, rank, world_size, stages)
+            delivered[f"{transport}, kept" if keeps else transport] = copies(source.batches(request))
     assert len(delivered["local"]) >= 8 - start
     assert "mean" in delivered["local"][0]
-    same(delivered["local"], delivered["cache"])
-    same(delivered["local"], delivered["stream"])
+    for batches in delivered.values():
+        same(delivered["local"], batches)
+    kept = {file.suffix for file in (tmp_path / "cache").iterdir()}
+    assert ".json" in kept, "decoded copies were read"
 
 
 def test_a_window_without_stages_is_delivered_from_the_object_stores_memory(dataset):

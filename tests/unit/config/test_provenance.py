@@ -55,6 +55,16 @@ def test_a_clean_tree_has_no_diff(repository: Path) -> None:
     assert not (repository / "runs/x/uncommitted.diff").exists()
 
 
+def test_many_runs_of_one_command_ask_git_once(repository: Path) -> None:
+    write_provenance(repository / "runs/0", repository, is_one_of_many=True)
+    (repository / "notes.txt").write_text("written while the command ran")
+    write_provenance(repository / "runs/1", repository, is_one_of_many=True)
+    first, second = (json.loads((repository / f"runs/{n}/provenance.json").read_text()) for n in (0, 1))
+    assert first | {"started": ""} == second | {"started": ""}
+    assert second["uncommitted_diff"] is None
+    assert second["started"] >= first["started"]
+
+
 def test_versions_and_the_locks_hash_are_those_of_the_machine(repository: Path) -> None:
     facts, _ = provenance(repository)
     assert facts["lock_sha256"] == hashlib.sha256(b"torch==2\n").hexdigest()

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/sweep.py`: the problem, the ways to search it, what a command costs."""
