@@ -22,28 +22,24 @@ from voxray.core.schema import TEXT, Column, Schema
 from voxray.core.task import Summary
 from voxray.testing.tiny import Tiny
 
-WIDTH_IN, WIDTH_OUT, HIDDEN = 256, 16, 512
+WIDTH_IN, WIDTH_OUT, HIDDEN, NUM_BLOCKS = 64, 16, 256, 3
 BATCH_SIZE, NUM_UPDATES, UPDATES_PER_EPOCH = 64, 200, 50
 NUM_TRAIN, NUM_VAL = BATCH_SIZE * UPDATES_PER_EPOCH, 512
 RATES, DROPOUTS = (1e-4, 1e-2), (0.0, 0.5)
 
 
 def network(dropout: float) -> nn.Module:
-    """Two hidden layers."""
-    return nn.Sequential(
-        nn.Linear(WIDTH_IN, HIDDEN),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(HIDDEN, WIDTH_OUT),
-    )
+    """Three hidden layers of 256 with LayerNorm, as one has for tables."""
+    layers: list[nn.Module] = []
+    for block in range(NUM_BLOCKS):
+        width = HIDDEN if block else WIDTH_IN
+        layers += [nn.Linear(width, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(HIDDEN, WIDTH_OUT))
 
 
 @cache
 def rows(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return inputs [N, 256] and targets [N, 16] of a split, seeded."""
+    """Return inputs [N, 64] and targets [N, 16] of a split, seeded."""
     generator = np.random.default_rng(0 if split == "train" else 1)
     x = generator.standard_normal((NUM_TRAIN if split == "train" else NUM_VAL, WIDTH_IN), dtype=np.float32)
     weights = np.random.default_rng(2).standard_normal((WIDTH_IN, WIDTH_OUT), dtype=np.float32)
@@ -82,7 +78,7 @@ def train_by_hand(rate: float, dropout: float, report: Callable[[float], Any]) -
 
 @dataclass(frozen=True)
 class Pairs(Batch):
-    """Inputs [B, 256] and targets [B, 16]."""
+    """Inputs [B, 64] and targets [B, 16]."""
 
     x_BI: torch.Tensor
     y_BO: torch.Tensor

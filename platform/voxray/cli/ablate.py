@@ -34,8 +34,9 @@ def ablate(
     [key=value …]: `ablate.seeds` and `objective.metric|mode` are the space's own keys, all others the
     experiment's. A cell (one arm, one seed) that any ablation has trained before is not trained again.
     """
+    from voxray.cluster.connect import joins_a_cluster, private_cpus
     from voxray.tune.ablation.cells import load_ablation
-    from voxray.tune.checks import check_metrics
+    from voxray.tune.checks import check_metrics, check_room
     from voxray.tune.plan import load_plan
 
     if space is None:
@@ -44,6 +45,8 @@ def ablate(
     ablation = load_ablation(plan)
     print_notes([*plan.space.notes, *plan.base.notes, *plan.base.config.told(), *ablation.notes])
     check_metrics(plan)
+    if not joins_a_cluster():
+        check_room(plan, private_cpus())
     if dry_run:
         from voxray.tune.ablation.ledger import CellLedger
 

@@ -31,7 +31,8 @@ def tune(
 
     `search.*` and `objective.metric|mode` are the space's own keys, all others the experiment's.
     """
-    from voxray.tune.checks import check_metrics
+    from voxray.cluster.connect import joins_a_cluster, private_cpus
+    from voxray.tune.checks import check_metrics, check_room
     from voxray.tune.plan import load_plan
     from voxray.tune.study.folder import open_study
 
@@ -41,6 +42,8 @@ def tune(
     assert plan.search
     print_notes([*plan.space.notes, *plan.base.notes, *plan.base.config.told()])
     check_metrics(plan)
+    if not joins_a_cluster():
+        check_room(plan, private_cpus())
     with open_study(plan) as ledger:
         _learn(plan, ledger)
         if ledger.remaining():

@@ -4,6 +4,7 @@ connection.
 
 import logging
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -21,6 +22,17 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+
+
+def private_cpus() -> int:
+    """Return the logical CPUs of the private cluster that `connect` starts."""
+    return max(MIN_LOGICAL_CPUS, 2 * (os.cpu_count() or 1))
+
+
+def joins_a_cluster() -> bool:
+    """Whether `connect` uses a cluster that is there already."""
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
 
 
 @contextmanager
@@ -45,7 +57,7 @@ def connect(
     else:
         ray.init(
             address="local",
-            num_cpus=num_cpus or max(MIN_LOGICAL_CPUS, 2 * (os.cpu_count() or 1)),
+            num_cpus=num_cpus or private_cpus(),
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,

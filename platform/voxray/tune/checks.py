@@ -1,15 +1,20 @@
 """What is wrong with a search, found before anything starts: keys, conditions, constraints, metrics."""
 
 import difflib
+import itertools
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from voxray.config.errors import InputError
+from voxray.config.resolve import DEFAULT
 from voxray.core.run_config import RunConfig
-from voxray.train.config import MODEL_PARAMS
+from voxray.train.config import MODEL_PARAMS, ScaleConfig
+from voxray.tune.config import Executor
+from voxray.tune.executors.resources import fit_trials
 from voxray.tune.schedulers.checks import scheduler_problems
 from voxray.tune.space.conditions import condition_problems
+from voxray.tune.space.config import Distribution
 from voxray.tune.space.constraints import unknown_metric
 from voxray.tune.space.draw import Space, probes
 from voxray.tune.study.samplers import ONE_OBJECTIVE
@@ -29,6 +34,7 @@ NOT_TRAINED = (
     "storage",
     "logging",
 )
+SCALE = "scale."
 NUM_SAMPLES = 200  # random draws that conditions and constraints are tried on
 
 
@@ -150,3 +156,48 @@ def reported_metrics(config: RunConfig) -> list[str]:
     from voxray.core.registry import task_class
 
     return [*task_class(config.task)(config).reported(), MODEL_PARAMS]
+
+
+def check_room(plan: "Plan", num_cpus: int) -> None:
+    """Raise InputError when a private cluster with so many CPUs has no room for one trial; GPUs are looked at
+    when Ray is there.
+    """
+    node = {"Alive": True, "Resources": {"CPU": float(num_cpus)}}
+    scales = [scale.model_copy(update={"gpus_per_worker": "auto"}) for scale in scales_of(plan)]
+    asked, place = asked_executor(plan), place_of_scale(plan)
+    fit_trials(scales, asked, [node], most_at_a_time=None, reads=False, place=place)
+
+
+def asked_executor(plan: "Plan") -> Executor:
+    """Return the executor that a search or an ablation asks for."""
+    block = plan.space.config.search or plan.space.config.ablate
+    assert block is not None
+    return block.executor
+
+
+def scales_of(plan: "Plan") -> list[ScaleConfig]:
+    """Return the `scale` sections that trials may have: every combination of the ends of what is searched."""
+    drawn = {
+        path.removeprefix(SCALE): probes(distribution)
+        for path, distribution in drawn_by(plan).items()
+        if path.startswith(SCALE)
+    }
+    base = plan.base.config.scale.model_dump()
+    return [
+        ScaleConfig.model_validate({**base, **dict(zip(drawn, values, strict=True))})
+        for values in itertools.product(*drawn.values())
+    ]
+
+
+def place_of_scale(plan: "Plan") -> str:
+    """Return where the user can change what a trial needs."""
+    block = "search" if plan.space.config.search else "ablate"
+    if asked_executor(plan) != "auto":
+        return plan.place(block, "executor")
+    place = plan.base.sources["scale.num_workers"]
+    return plan.place(block) if place == DEFAULT else place
+
+
+def drawn_by(plan: "Plan") -> dict[str, Distribution]:
+    """Return what a search draws; nothing for an ablation."""
+    return plan.space.config.search.space if plan.space.config.search else {}

@@ -3,24 +3,21 @@
 # Ray annotates its functions in part only.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
-import itertools
 from collections.abc import Callable
 
-from voxray.config.resolve import DEFAULT
 from voxray.data.dataset import dataset_path, ensure_dataset
 from voxray.data.source import choose_transport, open_source
-from voxray.train.config import ScaleConfig
+from voxray.tune.checks import place_of_scale, scales_of
 from voxray.tune.executors.resources import Fitting, fit_trials
 from voxray.tune.executors.strategy import TrainFunction
 from voxray.tune.job import Job
 from voxray.tune.ledger import Suggestion, TrialRow
 from voxray.tune.plan import Plan
-from voxray.tune.space.draw import probes
 from voxray.tune.study.ledger import StudyLedger
 from voxray.tune.trackers.trial_trackers import TrialTrackers
 from voxray.tune.tuner import run_trials
 
-SCALE, DATA = "scale.", "data."
+DATA = "data."
 
 
 def search(
@@ -85,33 +82,14 @@ def fit_search(plan: Plan) -> Fitting:
     reads = choose_transport(dataset_path(config), config.data)[0] == "stream"
     # Another `data.prepare` makes another dataset, beside the trials that run.
     reads = reads or any(path.startswith(DATA) for path in search.space)
-    if search.executor != "auto":
-        place = plan.place("search", "executor")
-    else:
-        place = plan.base.sources["scale.num_workers"]
-        place = plan.place("search") if place == DEFAULT else place
     return fit_trials(
         scales_of(plan),
         search.executor,
         ray.nodes(),
         most_at_a_time=search.max_concurrent,
         reads=reads,
-        place=place,
+        place=place_of_scale(plan),
     )
-
-
-def scales_of(plan: Plan) -> list[ScaleConfig]:
-    """Return the `scale` sections that trials may have: every combination of the ends of what is searched."""
-    drawn = {
-        path.removeprefix(SCALE): probes(distribution)
-        for path, distribution in plan.search.space.items()
-        if path.startswith(SCALE)
-    }
-    base = plan.base.config.scale.model_dump()
-    return [
-        ScaleConfig.model_validate({**base, **dict(zip(drawn, values, strict=True))})
-        for values in itertools.product(*drawn.values())
-    ]
 
 
 def epochs_of(plan: Plan) -> float:

@@ -44,7 +44,7 @@ def alone(tiny_dataset, tmp_path_factory) -> list[list[float]]:
     [
         ("inline", 1),
         pytest.param("gang", 1, marks=pytest.mark.chaos),
-        ("gang", 2),
+        pytest.param("gang", 2, marks=pytest.mark.chaos),
         pytest.param("train", 2, marks=pytest.mark.chaos),
     ],
 )
@@ -149,7 +149,7 @@ def test_each_seed_is_a_run_and_a_finished_one_is_not_trained_again(tiny_dataset
     assert ledger.reports[1] == []
 
 
-def test_what_ends_a_gang_fails_one_trial_alone(tiny_dataset, tmp_path):
+def test_what_ends_a_gang_fails_one_trial_alone(alone, tiny_dataset, tmp_path):
     """Trial 1 raises on both workers alike, 3 on one while the other waits for it."""
 
     def train(config, run_dir: Path, report, control) -> None:
@@ -163,6 +163,8 @@ def test_what_ends_a_gang_fails_one_trial_alone(tiny_dataset, tmp_path):
     bad = {1: "ValueError: no good 1", 3: "ValueError: no good 3"}
     assert ledger.ends == {**dict.fromkeys(range(5), "complete"), **bad}
     assert "ValueError: no good 3" in (tmp_path / "3" / "error.txt").read_text()
+    assert losses(ledger, 0) == pytest.approx(alone[0], abs=1e-6)
+    assert [worker["world_size"] for worker in trials.workers_of(0)] == [2, 2]
     assert trials.pids_of(0) == trials.pids_of(2)  # all failed alike, so the group of processes is as it was
     assert not set(trials.pids_of(2)) & set(trials.pids_of(4))
 
@@ -186,9 +188,8 @@ def test_a_gang_whose_worker_is_killed_goes_on_once(alone, tiny_dataset, tmp_pat
     assert [record["val/loss"] for record in epochs] == pytest.approx(alone[0], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("executor", "workers"), [("inline", 1), pytest.param("gang", 2, marks=pytest.mark.chaos)]
-)
+@pytest.mark.chaos
+@pytest.mark.parametrize(("executor", "workers"), [("inline", 1), ("gang", 2)])
 def test_trials_that_read_through_ray_data_leave_it_a_cpu(executor, workers, alone, tiny_dataset, tmp_path):
     """Its tasks run outside of the trials' placement groups, in which every CPU is a worker's."""
     trials = Trials(

@@ -1,6 +1,8 @@
 """The ledger: an in-memory objective on a real journal file, stopped at any moment and opened again."""
 
+import json
 import math
+import os
 from pathlib import Path
 
 import optuna
@@ -175,3 +177,16 @@ def test_what_a_killed_driver_leaves_in_the_journal_is_mended(uninterrupted, tmp
     (folder / "journal.log.lock").symlink_to(journal)
     run(open_ledger(folder))
     assert drawn(open_ledger(folder)) == drawn(uninterrupted)
+
+
+def test_ends_of_trials_are_put_on_the_disk_and_all_lines_are_optunas(tmp_path, monkeypatch):
+    """Optuna's own backend, given the same operations, writes the same file."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    run(open_ledger(tmp_path / "study", num_trials=3))
+    ours = [json.loads(line) for line in (tmp_path / "study" / "journal.log").read_text().splitlines()]
+    assert len(synced) == 1 + 3  # the study, and each end
+    other = JournalFileBackend(str(tmp_path / "optuna.log"))
+    for operation in ours:
+        other.append_logs([operation])
+    assert (tmp_path / "optuna.log").read_bytes() == (tmp_path / "study" / "journal.log").read_bytes()

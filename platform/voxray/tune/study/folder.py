@@ -99,7 +99,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _compared(described: dict[str, Any]) -> dict[tuple[str, ...], Any]:
     both: dict[str, Any] = {part: described.get(part) for part in ("space", "config")}
-    free = FREE_OF_ABLATION if (both["space"] or {}).get("ablate") else FREE
+    free = FREE_OF_ABLATION if dict(both["space"] or {}).get("ablate") else FREE
     return {path: value for path, value in leaves(both) if not any(path[: len(f)] == f for f in free)}
 
 

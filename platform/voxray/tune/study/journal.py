@@ -46,9 +46,11 @@ def read_journal(folder: Path) -> "Study":
 
 
 def _storage(file: Path) -> "BaseStorage":
-    from optuna.storages.journal import JournalFileBackend, JournalStorage
+    from optuna.storages.journal import JournalStorage
 
-    return JournalStorage(JournalFileBackend(str(file)))
+    from voxray.tune.study.journal_file import JournalFile
+
+    return JournalStorage(JournalFile(str(file)))
 
 
 def mend_journal(journal: Path) -> None:
