@@ -8,14 +8,12 @@ was split when it was written.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 import contextlib
+import sys
 from collections.abc import Generator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from voxray.core import collectives
@@ -25,7 +23,22 @@ from voxray.core.run_config import Stage
 from voxray.core.task import Task
 from voxray.nn.global_batch_norm import GlobalBatchNorm
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
 OWN_SHARD = 1_000_000  # parameters from which a repeated block is a shard of its own
+FSDP, TENSOR = "torch.distributed.fsdp", "torch.distributed.tensor"  # 0.5 s to import: only where needed
+
+
+def is_split_model(model: nn.Module) -> bool:
+    """Whether a model is split over the workers."""
+    return FSDP in sys.modules and isinstance(model, sys.modules[FSDP].FSDPModule)
+
+
+def is_split_tensor(value: object) -> bool:
+    """Whether a tensor is split over the workers."""
+    return TENSOR in sys.modules and isinstance(value, sys.modules[TENSOR].DTensor)
 
 
 class LossModule(nn.Module):
@@ -58,8 +71,11 @@ class LossModule(nn.Module):
 
 def place(model: nn.Module, stage: Stage, device: torch.device) -> None:
     """Split the model over the workers (FSDP) and compile it, in place, where the config says so."""
-    is_split = isinstance(model, FSDPModule)
-    if stage.config.scale.strategy == "fsdp" and collectives.is_distributed() and not is_split:
+    wants_split = stage.config.scale.strategy == "fsdp" and collectives.is_distributed()
+    if wants_split and not is_split_model(model):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(device.type, (collectives.world_size(),))
         for block in _large_blocks(model):
             fully_shard(block, mesh=mesh)
@@ -75,7 +91,7 @@ def wrap(module: LossModule, device: torch.device) -> nn.Module:
     From three workers on the order in which gradients are added follows DDP's buckets, which it deals anew
     after the first update unless it looks for unused parameters: then a resumed run would not be bit-equal.
     """
-    if not collectives.is_distributed() or isinstance(module.model, FSDPModule):
+    if not collectives.is_distributed() or is_split_model(module.model):
         return module
     return DistributedDataParallel(
         module,
@@ -114,8 +130,8 @@ def _entered(module: nn.Module, stage: Stage, device: torch.device, ends_update:
         if training.sync_batchnorm and collectives.is_distributed():
             stack.enter_context(GlobalBatchNorm())
         inner = unwrapped(module).model
-        if isinstance(inner, FSDPModule):
-            inner.set_requires_gradient_sync(ends_update)
+        if is_split_model(inner):
+            cast("FSDPModule", inner).set_requires_gradient_sync(ends_update)
         elif isinstance(module, DistributedDataParallel) and not ends_update:
             stack.enter_context(module.no_sync())
         yield
@@ -123,7 +139,7 @@ def _entered(module: nn.Module, stage: Stage, device: torch.device, ends_update:
 
 def whole(value: torch.Tensor) -> torch.Tensor:
     """Return a tensor that may be split over the workers, whole; every worker calls this."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return cast("DTensor", value).full_tensor() if is_split_tensor(value) else value
 
 
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -178,8 +194,11 @@ def _like(value: torch.Tensor, there: torch.Tensor | None) -> torch.Tensor:
     if there is None:
         return value
     moved = value.to(there.device)
-    if isinstance(there, DTensor):
-        return distribute_tensor(moved, there.device_mesh, there.placements)
+    if is_split_tensor(there):
+        from torch.distributed.tensor import distribute_tensor
+
+        split = cast("DTensor", there)
+        return distribute_tensor(moved, split.device_mesh, split.placements)
     return moved
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from voxray.train import parallel
 from voxray.train.config import TrainingConfig
 from voxray.train.optimisation.parameters import options_of
 
@@ -26,7 +26,7 @@ def build_optimizer(
     """
     groups = parameter_groups(model, training)
     where: torch.device = groups[0]["params"][0][1].device if device is None else device
-    is_split = any(isinstance(value, DTensor) for group in groups for _, value in group["params"])
+    is_split = any(parallel.is_split_tensor(value) for group in groups for _, value in group["params"])
     has_kernel = training.optimizer != "sgd" or not is_split  # torch 2.14: no fused SGD under FSDP
     fused = True if has_kernel and where.type in FUSED_ON else None  # None: torch chooses
     common: dict[str, Any] = {"lr": training.learning_rate, "fused": fused}
