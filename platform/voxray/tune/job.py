@@ -13,6 +13,7 @@ from voxray.core.run_config import RunConfig
 # A trial's last report says how it ended: Tune's callbacks cannot tell a stopped trial from a finished one.
 OUTCOME, FINISHED, CRASHED, REASON = "voxray_outcome", "finished", "crashed", "voxray_reason"
 RUN = "voxray_run"
+REPORTS = "voxray_reports"  # where no scheduler decides: the reports since the last one that was told
 ERROR_FILE = "error.txt"  # in a run's folder: the traceback
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from voxray.config.errors import InputError
-from voxray.tune.job import CRASHED, FINISHED, OUTCOME, REASON, Job
+from voxray.tune.job import CRASHED, FINISHED, OUTCOME, REASON, REPORTS, Job
 from voxray.tune.ledger import Ledger, Suggestion, TrialRow
 
 
@@ -37,7 +37,11 @@ class LedgerSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record an evaluation."""
-        self._ledger.report(self._running[trial_id].index, result)
+        self._report(self._running[trial_id].index, result)
+
+    def _report(self, index: int, result: dict[str, Any]) -> None:
+        for record in result.get(REPORTS, [result]):
+            self._ledger.report(index, record)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -45,6 +49,8 @@ class LedgerSearcher(Searcher):
         """Tell the ledger how the trial ended: as its last report says, else it was stopped, or it died."""
         job = self._running.pop(trial_id)
         last = result or {}
+        # What a scheduler stops a trial at, and what was reported since the last time, is told here alone.
+        self._report(job.index, last)
         if error:
             row = self._ledger.crash(job.index, "its process died, twice (out of memory?)")
         elif last.get(OUTCOME) == FINISHED:
@@ -52,7 +58,6 @@ class LedgerSearcher(Searcher):
         elif last.get(OUTCOME) == CRASHED:
             row = self._ledger.crash(job.index, last[REASON])
         else:
-            self._ledger.report(job.index, last)  # Tune passes on no result that a scheduler has stopped at
             row = self._ledger.stop(job.index)
         self._done(row)
 

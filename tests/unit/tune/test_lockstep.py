@@ -6,7 +6,9 @@ import time
 import pytest
 
 from voxray.train.control import Stopped
+from voxray.tune.executors import lockstep
 from voxray.tune.executors.lockstep import Lockstep
+from voxray.tune.job import REPORTS
 
 
 def test_body_and_asker_take_turns():
@@ -31,20 +33,27 @@ def test_body_and_asker_take_turns():
     ]
 
 
-def test_a_body_that_nobody_decides_on_need_not_wait():
-    happened = []
+def three_reports(report, control) -> None:
+    for number in range(3):
+        report({"number": number})
 
-    def body(report, control) -> None:
-        for number in range(3):
-            happened.append(number)
-            report({"number": number})
 
-    training = Lockstep(body, waits=False)
-    assert training.next() == {"number": 0}
+def test_a_body_that_nobody_decides_on_need_not_wait(monkeypatch):
+    monkeypatch.setattr(lockstep, "EVERY_S", 0.0)
+    training = Lockstep(three_reports, waits=False)
+    first = training.next()
     time.sleep(0.1)
-    assert happened == [0, 1, 2]
-    assert [training.next() for _ in range(3)] == [{"number": 1}, {"number": 2}, None]
+    told = [first, training.next(), training.next()]
+    assert told == [{"number": n, REPORTS: [{"number": n}]} for n in range(3)]
+    assert training.next() is None
+    assert training.untold() == []
     training.stop()
+
+
+def test_what_comes_within_a_second_is_told_together(monkeypatch):
+    training = Lockstep(three_reports, waits=False)
+    assert training.next() is None
+    assert training.untold() == [{"number": 0}, {"number": 1}, {"number": 2}]
 
 
 def test_a_stop_ends_the_body_in_its_report():

@@ -20,7 +20,7 @@ from voxray.tune.executors.failure import Failure, TrainingFailedError, WorkerDi
 from voxray.tune.executors.lockstep import Lockstep
 from voxray.tune.executors.resources import Fitting
 from voxray.tune.executors.strategy import Inline, Strategy, TrainFunction, hide_gpus
-from voxray.tune.job import CRASHED, ERROR_FILE, FINISHED, OUTCOME, REASON, RUN, Job, Run
+from voxray.tune.job import CRASHED, ERROR_FILE, FINISHED, OUTCOME, REASON, REPORTS, RUN, Job, Run
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ class Trial(Trainable):
             raise  # Tune begins the trial once more
         except Exception as error:
             failure = error.failure if isinstance(error, TrainingFailedError) else Failure.of(error)
-            return {OUTCOME: CRASHED, REASON: failure.reason, DONE: True}
-        return {OUTCOME: FINISHED, DONE: True} if report is None else dict(report)
+            return {OUTCOME: CRASHED, REASON: failure.reason, REPORTS: self._lockstep.untold(), DONE: True}
+        if report is None:
+            return {OUTCOME: FINISHED, REPORTS: self._lockstep.untold(), DONE: True}
+        return dict(report)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """End the training, for Tune pauses the trial: its folders are then whole, and nobody writes there.
