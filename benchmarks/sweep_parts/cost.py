@@ -32,8 +32,13 @@ class Cost:
         return (last_s - first_s) / num, (last_cpu_s - first_cpu_s) / num
 
     def startup_s(self, skipped: int) -> float:
-        """Return what the command took beyond its trials at the steady pace."""
-        return self.wall_s - len(self.ends) * self.steady(skipped)[0]
+        """Return what the command took to the last trial's end, beyond its trials at the steady pace."""
+        return self.ends[-1][0] - len(self.ends) * self.steady(skipped)[0]
+
+    @property
+    def shutdown_s(self) -> float:
+        """Seconds from the last trial's end to the command's."""
+        return self.wall_s - self.ends[-1][0]
 
 
 class _CpuTime(threading.Thread):
