@@ -49,8 +49,9 @@ def run_trials(
     """
     os.environ.update(TUNE_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(fitting.at_a_time))
     from ray import tune
+    from ray.util import remove_placement_group
 
-    from voxray.tune.executors.groups import give_back
+    from voxray.tune.executors.groups import give_back, of_this_process
     from voxray.tune.executors.trial import trainable
     from voxray.tune.interrupt import Interrupt
     from voxray.tune.searcher import LedgerSearcher
@@ -59,6 +60,7 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it advises Tuner.restore, which we never use
     interrupt = Interrupt()
     leaves_groups = fitting.executor == "train"
+    there_before = of_this_process()
     slots = Slots(fitting.at_a_time, (lambda: give_back(0)) if leaves_groups else None)
     tuner = tune.Tuner(
         trainable(train, fitting, scheduler is not None),
@@ -86,6 +88,9 @@ def run_trials(
         ledger.cut_short()
         if leaves_groups:
             give_back()
+        for name, group in of_this_process().items():  # Tune leaves those of trials that Ctrl-C cut short
+            if name not in there_before:
+                remove_placement_group(group)
         shutil.rmtree(tune_folder, ignore_errors=True)
     if ledger.remaining() and not interrupt.noticed:
         raise RunError("Ray Tune ended before all trials were done; run the same command to continue")

@@ -176,3 +176,10 @@ def test_a_shape_that_depends_on_a_key_is_refused_before_anything_runs(space, tm
         run(str(other), tmp_path)
     assert "shapes.yaml:13: model.hidden_dim: with scheduler pbt" in str(error.value)
     assert len(error.value.problems) == 1
+
+
+def test_no_search_leaves_a_place_reserved():
+    """Above, one was cut short by Ctrl-C: what its trials had is free again."""
+    from voxray.tune.executors.groups import of_this_process
+
+    assert of_this_process() == {}

@@ -22,7 +22,19 @@ POLL_S = 0.1
 
 
 def orphans() -> list[Any]:
-    """Return the placement groups of this job whose maker, an actor, is dead. No public API of Ray tells."""
+    """Return the placement groups of this job whose maker, an actor, is dead."""
+    return [found for found, is_an_actors, is_dead in _groups() if is_an_actors and is_dead]
+
+
+def of_this_process() -> dict[Any, Any]:
+    """Return the placement groups that this job's driver made itself, by their id."""
+    return {found.id: found for found, is_an_actors, _ in _groups() if not is_an_actors}
+
+
+def _groups() -> list[tuple[Any, bool, bool]]:
+    """Return this job's placement groups, each with whether an actor made it, and whether that is dead. No
+    public API of Ray tells.
+    """
     from ray._private.state import state
     from ray._raylet import PlacementGroupID
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportMissingTypeStubs]
@@ -30,14 +42,14 @@ def orphans() -> list[Any]:
 
     job = bytes.fromhex(ray.get_runtime_context().get_job_id())
     nobody = b"\xff"
-    found = []
+    groups: list[tuple[Any, bool, bool]] = []
     for text in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(text)
-        is_an_actors = bool(group.creator_actor_id.strip(nobody))
         is_there = group.state != PlacementGroupTableData.REMOVED and not group.is_detached
-        if is_there and is_an_actors and group.creator_actor_dead and group.creator_job_id == job:
-            found.append(PlacementGroup(PlacementGroupID(group.placement_group_id)))
-    return found
+        if is_there and group.creator_job_id == job:
+            found = PlacementGroup(PlacementGroupID(group.placement_group_id))
+            groups.append((found, bool(group.creator_actor_id.strip(nobody)), group.creator_actor_dead))
+    return groups
 
 
 def give_back(within_s: float = NOTICED_WITHIN_S) -> int:
