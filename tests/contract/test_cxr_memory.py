@@ -26,3 +26,10 @@ class TestCxrMemory(TaskContract):
 
     def task(self):
         return CxrMemory(self.config(), {"image": {"mean": 0.5, "std": 0.29}})
+
+
+class TestCxrMemoryWithBank(TestCxrMemory):
+    def config(self):
+        memory = {"use_memory": True, "bank_size": 16, "update_strategy": "hybrid", "top_k": 3}
+        model = {"backbone": "test_efficientnet", "dropout": 0.0}
+        return Config.model_validate({"model": model, "memory": memory})

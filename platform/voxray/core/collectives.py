@@ -39,6 +39,21 @@ def all_gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows [N, …] of all workers in rank order; how many each has may differ."""
+    if not is_distributed():
+        return rows
+    own = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(own) for _ in range(world_size())]
+    dist.all_gather(counts, own)
+    numbers = [int(count) for count in counts]
+    padded = rows.new_zeros((max(numbers), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in numbers]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:number] for part, number in zip(gathered, numbers, strict=True)])
+
+
 def barrier() -> None:
     """Wait for all workers."""
     if is_distributed():

@@ -142,6 +142,9 @@ class Task(TaskData):
     def loss(self, model: nn.Module, batch: Batch, stage: Stage) -> LossTerms:
         """Return the loss terms: a sum over this worker's entries each."""
 
+    def before_step(self, model: nn.Module) -> None:
+        """Run once at the beginning of each update."""
+
     def after_step(self, model: nn.Module, outputs: LossTerms) -> None:
         """Run once per successful update."""
 

@@ -71,6 +71,7 @@ class GradientStepper:
         optimizer = state.optimizer
         assert optimizer is not None
         counts = total_counts(self._task, micro_batches, self._stage)
+        self._task.before_step(state.model)
         buffers = [buffer.clone() for buffer in state.model.buffers()] if self._may_skip else []
         sums = self._gradients(micro_batches, counts)
         if state.scaler:

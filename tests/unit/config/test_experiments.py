@@ -208,8 +208,7 @@ def test_a_guides_whole_file_is_read_through_the_alias_table(tmp_path: Path) -> 
 def test_every_key_of_a_guides_file_is_mapped_or_listed(tmp_path: Path) -> None:
     resolved, unmapped = guide_in_our_words(tmp_path)
     assert set(unmapped) == {
-        "model.num_classes", "memory.bank_size", "memory.update_strategy", "phase2.lr_min",
-        "phase2.memory_momentum", "stages.0.optimizer",
+        "model.num_classes", "phase2.lr_min", "stages.0.optimizer",
     }  # fmt: skip
     assert "'ranger' is not adamw" in unmapped["stages.0.optimizer"]
     assert "write training.min_lr_fraction" in unmapped["phase2.lr_min"]

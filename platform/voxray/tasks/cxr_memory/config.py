@@ -90,12 +90,60 @@ class ObjectiveConfig(Section, frozen=True):
     augment: bool = Field(default=True, description="random flips and small rotations of training images")
 
 
+class MemoryConfig(Section, frozen=True):
+    """The memory bank between backbone and head (DOMAINS.md S4.b-2)."""
+
+    use_memory: bool = Field(default=False, description="add what the bank retrieves to the features")
+    bank_size: int = Field(default=512, ge=1, description="vectors that the bank holds")
+    update_strategy: Literal["rarity", "diversity", "hybrid", "statistical", "fifo", "reservoir"] = Field(
+        default="rarity", description="which vectors of a batch are kept"
+    )
+    top_k: int = Field(default=5, ge=1, description="vectors that are retrieved for an image")
+    normalize_retrieved: Literal["both", "none", "query_only", "memory_only"] | bool = Field(
+        default="both",
+        description="what the similarity normalises; true: both, and what is retrieved gets the query's "
+        "length; false: none",
+    )
+    momentum: float = Field(
+        default=0.9, ge=0, le=1, description="share of a full slot that stays when a vector is written there"
+    )
+    momentum_mode: Literal["write", "stats"] = Field(
+        default="write", description="stats: the momentum is of the running statistics alone, as upstream"
+    )
+    rarity_threshold: float = Field(
+        default=0.2, ge=0, description="rarity, statistical: how far from the mean length a vector must be"
+    )
+    select_fraction: float = Field(default=0.2, gt=0, le=1, description="diversity, hybrid: share of a batch")
+    diversity_weight: float = Field(default=0.5, ge=0, le=1, description="hybrid: the rest is rarity's")
+    self_match_threshold: float = Field(
+        default=1.0,
+        gt=0,
+        description="vectors whose cosine reaches it are not retrieved; 1: none is left out",
+    )
+    min_fill: int | None = Field(
+        default=None, ge=0, description="keep everything until the bank holds so many; default: top_k"
+    )
+    update_order: Literal["after_retrieve", "before_retrieve"] = Field(
+        default="after_retrieve",
+        description="before_retrieve: a batch finds its own vectors too, as upstream",
+    )
+    compat: Literal["ours", "upstream"] = Field(
+        default="ours", description="upstream: its rules of what is kept, for the ablation"
+    )
+
+    @property
+    def fewest(self) -> int:
+        """Vectors below which everything is kept."""
+        return self.top_k if self.min_fill is None else self.min_fill
+
+
 class Config(RunConfig, frozen=True):
     """A chest X-ray experiment."""
 
     task: str = "cxr_memory"
     data: CxrDataConfig = CxrDataConfig()
     model: ModelConfig = ModelConfig()
+    memory: MemoryConfig = MemoryConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
 
     def told(self) -> list[str]:
@@ -110,6 +158,7 @@ _OF_A_PHASE = {
     "lr_max": "learning_rate",
     "loss": "objective.loss",
     "patience": "early_stopping_patience",
+    "memory_momentum": "memory.momentum",
     **{
         key: key
         for key in (
@@ -128,8 +177,7 @@ _OF_A_PHASE = {
     },
 }
 
-# guide's path → our path; a value of a guide's file or command line moves unchanged. What the files say of
-# the memory bank has no key here; `voxray show` lists it.
+# guide's path → our path; a value of a guide's file or command line moves unchanged.
 ALIASES = {
     "data_dir": "data.path",
     "data.data_dir": "data.path",
@@ -138,6 +186,7 @@ ALIASES = {
     "data.image_size.0": "data.prepare.image_size",
     "data.image_size.1": "data.prepare.image_size",
     "data.seed": "training.seed",
+    "memory.memory_momentum": "memory.momentum",
     "model.dropout_rate": "model.dropout",
     **{
         f"phase{index + 1}.{theirs}": f"stages.{index}.{ours}"

@@ -10,28 +10,38 @@ import torch
 from torch import nn
 
 from voxray.config.errors import InputError
-from voxray.tasks.cxr_memory.config import TORCHVISION_NAMES, ModelConfig
+from voxray.tasks.cxr_memory.config import TORCHVISION_NAMES, MemoryConfig, ModelConfig
+from voxray.tasks.cxr_memory.memory_bank import MemoryBank
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class CxrClassifier(nn.Module):
-    """image [B, 1, H, W] in [0, 255] → logits [B, K]: normalise, timm backbone, BatchNorm → Linear → ReLU →
-    Linear.
+    """image [B, 1, H, W] in [0, 255] → logits [B, K]: normalise, timm backbone, plus what the bank retrieves
+    where there is one, BatchNorm → Linear → ReLU → Linear.
     """
 
     mean_C: torch.Tensor
     std_C: torch.Tensor
 
-    def __init__(self, config: ModelConfig, num_labels: int, pixel_mean: float, pixel_std: float) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        memory: MemoryConfig,
+        num_labels: int,
+        pixel_mean: float,
+        pixel_std: float,
+        seed: int = 0,
+    ) -> None:
         """Build it; `pixel_mean` and `pixel_std` of the training images in [0, 1] are used without
-        `pretrained`.
+        `pretrained`. `seed` is the memory's.
         """
         super().__init__()
         self.in_chans = config.in_chans
         self.backbone = _backbone(config)
         features = int(getattr(self.backbone, "num_features"))  # noqa: B009 - timm's attribute, not typed
+        self.bank = MemoryBank(memory, features, seed) if memory.use_memory else None
         self.head = nn.Sequential(
             nn.BatchNorm1d(features),
             nn.Linear(features, config.hidden_dim),
@@ -50,7 +60,8 @@ class CxrClassifier(nn.Module):
         """Return logits [B, K] for grey images [B, 1, H, W] with values in [0, 255]."""
         image_BCHW = image_BCHW.float().div(255).expand(-1, self.in_chans, -1, -1)
         normal_BCHW = (image_BCHW - self.mean_C[:, None, None]) / self.std_C[:, None, None]
-        return self.head(self.backbone(normal_BCHW))
+        features_BD: torch.Tensor = self.backbone(normal_BCHW)
+        return self.head(features_BD if self.bank is None else self.bank(features_BD))
 
 
 def _backbone(config: ModelConfig) -> nn.Module:

@@ -55,7 +55,23 @@ class CxrMemory(Task):
     def build_model(self) -> nn.Module:
         """Backbone and head; images are normalised by the training split's statistics."""
         pixels = self.statistics.get("image", {"mean": 0.5, "std": 0.25})
-        return CxrClassifier(self.config.model, len(LABELS), pixels["mean"], pixels["std"])
+        config = self.config
+        return CxrClassifier(
+            config.model, config.memory, len(LABELS), pixels["mean"], pixels["std"], config.training.seed
+        )
+
+    def before_step(self, model: nn.Module) -> None:
+        """Let the bank follow the stage's values, and drop what a skipped update left."""
+        bank = cast(CxrClassifier, model).bank
+        if bank is not None:
+            bank.config = self.config.memory
+            bank.forget()
+
+    def after_step(self, model: nn.Module, outputs: LossTerms) -> None:
+        """Write the update's features into the bank."""
+        bank = cast(CxrClassifier, model).bank
+        if bank is not None:
+            bank.write()
 
     def augment(self, batch: Batch, key: int) -> CxrBatch:
         """Flip and turn the images, where the objective asks for it."""
@@ -71,7 +87,11 @@ class CxrMemory(Task):
     def loss(self, model: nn.Module, batch: Batch, stage: Stage) -> LossTerms:
         """Sum the loss over the known labels."""
         batch = cast(CxrBatch, batch)
-        return {"bce": LossTerm(self._summed(model(batch.image_BCHW), batch.labels_BK))}
+        logits_BK = model(batch.image_BCHW)
+        bank = cast(CxrClassifier, model).bank
+        if bank is not None and model.training:
+            bank.mark_valid(batch.valid_B)
+        return {"bce": LossTerm(self._summed(logits_BK, batch.labels_BK))}
 
     def _summed(self, logits_BK: torch.Tensor, labels_BK: torch.Tensor) -> torch.Tensor:
         name = self.config.objective.loss
