@@ -109,14 +109,14 @@ def test_show_prints_what_each_stage_sets_and_how_many_rows_it_takes(voxray) -> 
 
 def test_show_reads_a_guides_file(tmp_path: Path, voxray) -> None:
     old = tmp_path / "old.yaml"
-    old.write_text("experiment_name: theirs\nmemory: {bank_size: 512}\nphase1: {batch_size: 64}\n")
+    old.write_text("experiment_name: theirs\nmemory: {bank_slots: 512}\nphase1: {batch_size: 64}\n")
     out, err = voxray("show", str(old))
     assert f"note: {old}:3: phase1.batch_size is stages.0.batch_size here" in err
     left = out.partition("not mapped:\n")[2].split()
-    assert left == ["memory.bank_size", "512", f"{old}:2", "no", "key", "of", "cxr_memory"]
+    assert left == ["memory.bank_slots", "512", f"{old}:2", "no", "key", "of", "cxr_memory"]
     rows = {row["key"]: row for row in json.loads(voxray("show", str(old), "--json")[0])}
     assert rows["stages.0.batch_size"]["value"] == 64
-    assert rows["memory.bank_size"]["not_mapped"] == "no key of cxr_memory"
+    assert rows["memory.bank_slots"]["not_mapped"] == "no key of cxr_memory"
 
 
 def test_show_understands_the_guides_spelling_of_the_experiment(voxray) -> None:

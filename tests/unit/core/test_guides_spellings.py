@@ -238,7 +238,7 @@ ridge: {alpha: 1000.0, alpha_range: [0.1, 1000.0], cv_folds: 5}
     ("text", "task", "ours", "unmapped"),
     [
         (PHASES, CXR, {"data.read_threads": 4, "checkpoints.save_best": True},
-         {"phase1.filter_normal", "phase1.freeze_epochs", "phase2.memory_momentum"}),
+         {"phase1.filter_normal", "phase1.freeze_epochs"}),
         (MAIN_CONFIG, RETINA, {"training.batch_size": 6, "training.validate_every.epochs": 5,
                                "scale.num_workers": 3, "data.read_threads": 8}, set()),
         (TRAINING_ARGS, TEXT, {"training.steps": 120000, "training.learning_rate": 0.005,
@@ -273,3 +273,5 @@ def test_a_phase_of_the_chest_guide_is_a_stage(tmp_path: Path) -> None:
     assert (second.batch_size, second.epochs, second.learning_rate, second.start_from) == (
         128, 5, 8e-5, "best")  # fmt: skip
     assert (second.early_stopping, second.lr_finder) == (False, "off")
+    memories = [stage.config.model_dump()["memory"] for stage in guide.resolved.config.resolved_stages()]
+    assert [memory["momentum"] for memory in memories] == [0.9, 0.9999]
