@@ -79,7 +79,7 @@ def _trainings(config: Any) -> "Iterator[tuple[str, TrainingConfig]]":
     """Yield where the keys of `training`, and of each declared stage, stand, and the values that hold."""
     yield "training", config.training
     if config.stages:
-        yield from ((f"stages.{stage.index}", stage.training) for stage in config.resolved_stages())
+        yield from ((f"stages.{stage.entry}", stage.training) for stage in config.resolved_stages())
 
 
 def _with_batch_sizes(

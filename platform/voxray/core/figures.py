@@ -56,7 +56,9 @@ class Predictions:
 class RunView:
     """One evaluated split of a run, as its files tell it.
 
-    `take` fetches the dataset's columns for sample ids, in their order; None where it cannot be read.
+    `take` fetches the split's columns for sample ids, in their order; None where it cannot be read. `log`
+    holds the records of the run's log, `load` gives the trained run on the CPU (`voxray.load`), and
+    `take_train` is `take` for the training split; None where a page has no run.
     """
 
     run_dir: Path
@@ -65,3 +67,6 @@ class RunView:
     evaluation: Mapping[str, Any]
     predictions: Predictions | None = None
     take: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None
+    take_train: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None
+    log: Sequence[Mapping[str, Any]] = ()
+    load: Callable[[], Any] | None = None

@@ -29,11 +29,14 @@ OF_A_STAGE = {"of": "a stage"}
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run, resolved: its place in the list and the whole config that holds in it."""
+    """One stage of a run, resolved: its number among those that are gone through, its place in the file's
+    list, and the whole config that holds in it.
+    """
 
     index: int
     name: str
     config: "RunConfig"
+    entry: int = 0
 
     @property
     def training(self) -> TrainingConfig:
@@ -108,10 +111,10 @@ class RunConfig(Section, frozen=True, defer_build=True):
         for stage in self.resolved_stages():
             if stage.name in names:
                 text = f"'{stage.name}' is the name of two stages; give one another name"
-                raise errors_at([(("stages", stage.index, "name"), text)])
+                raise errors_at([(("stages", stage.entry, "name"), text)])
             problems = list(_problems_of(stage, names))
             if problems:
-                above = ("stages", stage.index) if self.stages else ("training",)
+                above = ("stages", stage.entry) if self.stages else ("training",)
                 raise errors_at(((*above, *path), text) for path, text in problems)
             names.append(stage.name)
         return self
@@ -126,17 +129,21 @@ class RunConfig(Section, frozen=True, defer_build=True):
         values = self.model_dump(exclude={"stages"})
         stages: list[Stage] = []
         for index, entry in enumerate(self.stages):
+            if not entry.enabled:
+                continue
             name = entry.name or f"stage{index}"
             try:
                 config = type(self).model_validate(
-                    merged(values, entry, is_first=index == 0), context=OF_A_STAGE
+                    merged(values, entry, is_first=not stages), context=OF_A_STAGE
                 )
             except ValidationError as error:
                 raise errors_at(
                     (_in_stage(index, detail["loc"]), f"stage '{name}': {_text(detail)}")
                     for detail in error.errors()
                 ) from error
-            stages.append(Stage(index, name, config))
+            stages.append(Stage(len(stages), name, config, index))
+        if not stages:
+            raise errors_at([(("stages",), "all stages have enabled: false; enable one")])
         return stages
 
 

@@ -54,6 +54,7 @@ class StageConfig(Overrides, frozen=True):
     name: str = Field(
         default="", pattern=r"^[A-Za-z0-9._-]*$", description="default: `stage` and its number, from 0"
     )
+    enabled: bool = Field(default=True, description="false: the run goes by without this stage")
 
     @field_validator("name")
     @classmethod
@@ -84,7 +85,8 @@ def merged(values: Values, stage: StageConfig, is_first: bool) -> dict[str, Any]
     `training.start_from` is where the run begins, so a later stage has it of its own alone.
     """
     own = stage.model_dump(exclude_unset=True)
-    own.pop("name", None)
+    for key in ("name", "enabled"):
+        own.pop(key, None)
     if not is_first:
         own.setdefault("start_from", "")
     sections = {name: own.pop(name) for name in list(own) if name in values}

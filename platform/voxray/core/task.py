@@ -148,6 +148,12 @@ class Task(TaskData):
     def after_step(self, model: nn.Module, outputs: LossTerms) -> None:
         """Run once per successful update."""
 
+    def state_numbers(self, model: nn.Module) -> Summary:
+        """Return numbers about what the model has stored (a memory bank's fill), for the log: single ones go
+        into each record of updates, lists into each epoch's too.
+        """
+        return {}
+
     def closed_form(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features [B, D] and targets [B, O] of the ridge regression that `stepper: closed_form`
         solves. Padding rows may hold anything; the others are finite.

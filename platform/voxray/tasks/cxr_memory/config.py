@@ -69,7 +69,14 @@ class ModelConfig(Section, frozen=True):
         default="tf_efficientnetv2_s", description="a timm name, or a guide's torchvision name"
     )
     pretrained: bool = Field(
-        default=False, description="load timm's weights; needs a reachable hub or a local cache"
+        default=False, description="load timm's weights; needs a reachable hub, a local cache or a file"
+    )
+    pretrained_file: str = Field(
+        default="", description="pretrained: take timm's weights from this .safetensors, .pth or .bin file"
+    )
+    grad_checkpointing: bool = Field(
+        default=False,
+        description="keep fewer of the backbone's activations and compute them again: less memory",
     )
     in_chans: Literal[1, 3] = Field(
         default=1, description="1: grey; 3: the grey image repeated, as the guide's RGB"
@@ -78,11 +85,33 @@ class ModelConfig(Section, frozen=True):
     dropout: float = Field(default=0.3, ge=0, lt=1)
 
 
+class AslConfig(Section, frozen=True):
+    """The asymmetric loss (Ridnik et al. 2021); with 0, 0 and 0 it is BCE."""
+
+    gamma_neg: float = Field(default=4.0, ge=0, description="focusing of absent labels")
+    gamma_pos: float = Field(default=1.0, ge=0, description="focusing of present labels")
+    clip: float = Field(default=0.05, ge=0, lt=1, description="shift of an absent label's probability")
+    focal_gradient: bool = Field(default=False, description="let a gradient through the focusing weights")
+
+
+class FocalConfig(Section, frozen=True):
+    """The focal loss: alpha · (1 − e^−bce)^gamma · bce."""
+
+    alpha: float = Field(default=1.0, gt=0)
+    gamma: float = Field(default=2.0, ge=0)
+
+
 class ObjectiveConfig(Section, frozen=True):
-    """Loss and extra metrics."""
+    """Loss, extra metrics, augmentation."""
 
     loss: str = Field(
-        default="bce", description="bce, or `module:function` of (logits, targets) → elementwise loss"
+        default="bce",
+        description="bce, asl, focal, or `module:function` of (logits, targets) → elementwise loss",
+    )
+    asl: AslConfig = AslConfig()
+    focal: FocalConfig = FocalConfig()
+    reduction: Literal["mean", "sum"] = Field(
+        default="mean", description="over the known labels of an update; sum: rates then depend on its rows"
     )
     metrics: tuple[str, ...] = Field(
         default=(), description="`module:function` of (labels, scores) → float, by name"
@@ -98,7 +127,7 @@ class MemoryConfig(Section, frozen=True):
     update_strategy: Literal["rarity", "diversity", "hybrid", "statistical", "fifo", "reservoir"] = Field(
         default="rarity", description="which vectors of a batch are kept"
     )
-    top_k: int = Field(default=5, ge=1, description="vectors that are retrieved for an image")
+    top_k: int = Field(default=3, ge=1, description="vectors that are retrieved for an image")
     normalize_retrieved: Literal["both", "none", "query_only", "memory_only"] | bool = Field(
         default="both",
         description="what the similarity normalises; true: both, and what is retrieved gets the query's "
