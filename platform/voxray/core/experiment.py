@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Resolved[R
         notes=notes,
         file=file,
     )
-    return with_absolute_data(named_after_file(resolved, file))
+    resolved = with_absolute_data(named_after_file(resolved, file))
+    completed = resolved.config.completed()
+    return resolved.with_values(completed, "what the files that it names say") if completed else resolved
 
 
 def with_absolute_data(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
@@ -42,7 +45,8 @@ def with_absolute_data(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
     path = resolved.config.data.path
     if not path or ":" in path or Path(path).is_absolute():  # `synth:…` and URLs stay as they are
         return resolved
-    return resolved.with_values({"data.path": str(Path(path).absolute())}, resolved.sources["data.path"])
+    absolute = resolved.with_values({"data.path": str(Path(path).absolute())}, resolved.sources["data.path"])
+    return replace(absolute, spelled=resolved.spelled)
 
 
 def named_after_file(resolved: Resolved[RunConfig], file: Path) -> Resolved[RunConfig]:

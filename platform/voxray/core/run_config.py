@@ -76,8 +76,16 @@ class RunConfig(Section, frozen=True, defer_build=True):
         """Return what the user should be told about these values, e.g. a name that stands for another."""
         return []
 
+    def completed(self) -> dict[str, Any]:
+        """Return values (by dotted path) that follow from files which these values name, such as the shape of
+        a trained encoder; they are set before anything starts and saved with the run.
+        """
+        return {}
+
     def global_terms(self) -> tuple[str, ...]:
-        """Return the loss terms that need all rows of an update at once (InfoNCE, a batch's variance)."""
+        """Return the loss terms that compare the rows of an update (InfoNCE, a batch's variance): under
+        accumulation each micro-batch runs twice for them.
+        """
         return ()
 
     @classmethod
@@ -117,7 +125,22 @@ class RunConfig(Section, frozen=True, defer_build=True):
                 above = ("stages", stage.entry) if self.stages else ("training",)
                 raise errors_at(((*above, *path), text) for path, text in problems)
             names.append(stage.name)
+        self._check_exported()
         return self
+
+    def _check_exported(self) -> None:
+        """Refuse to export a stage that is not declared; one with `enabled: false` is left out in silence."""
+        declared = [entry.name or f"stage{index}" for index, entry in enumerate(self.stages)] or ["main"]
+        problems = [
+            (
+                ("checkpoints", "export_stages", index),
+                f"'{name}' is no stage; there are {', '.join(declared)}",
+            )
+            for index, name in enumerate(self.checkpoints.export_stages)
+            if name not in declared
+        ]
+        if problems:
+            raise errors_at(problems)
 
     def resolved_stages(self) -> list[Stage]:
         """Return the stages that a run goes through; one made of `training` alone where none is declared.
@@ -152,13 +175,6 @@ def _problems_of(stage: Stage, earlier: list[str]) -> Iterator[tuple[tuple[str, 
     training, config = stage.training, stage.config
     if config.data.sampling == "with_replacement" and training.steps is None:
         yield (), f"stage '{stage.name}' needs training.steps: sampling=with_replacement has no epoch"
-    terms = config.global_terms()
-    if training.accumulate_grad_batches > 1 and terms:
-        yield (
-            ("accumulate_grad_batches",),
-            f"stage '{stage.name}': accumulate_grad_batches={training.accumulate_grad_batches} would change "
-            f"{', '.join(terms)}, which compare all rows of an update; raise batch_size instead",
-        )
     first = training.start_from.removesuffix("/best").removesuffix("/last")
     if first in NOT_NAMES and not earlier:
         yield ("start_from",), f"'{training.start_from}': no stage comes before '{stage.name}'"

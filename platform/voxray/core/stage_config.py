@@ -19,7 +19,7 @@ Values = Mapping[str, Any]
 OF_THE_RUN = ("run", "scale", "checkpoints", "logging", "storage", "stages")
 # Keys of a section that hold for the whole run.
 OF_THE_WHOLE_SECTION = {
-    "training": ("seed",),
+    "training": ("seed", "parts"),
     "data": (
         "path",
         "prepare",

@@ -17,6 +17,7 @@ from voxray.core.evaluation import Evaluation
 from voxray.core.losses import LossTerms
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.schema import Schema
+from voxray.core.update_rows import UpdateRows
 
 # A raw row: the schema's columns, or what a map stage needs to make them (a file's path, an index into a
 # session).
@@ -118,7 +119,17 @@ class TaskData(ABC):
 
 
 class Task(TaskData):
-    """One research problem, whole: its data, its model, its loss and its metrics."""
+    """One research problem, whole: its data, its model, its loss and its metrics.
+
+    `update_rows` gathers what a loss term compares over the rows of an update.
+    """
+
+    def __init__(
+        self, config: RunConfig, statistics: dict[str, Any] | None = None, schema: Schema | None = None
+    ) -> None:
+        """Take what its data takes."""
+        super().__init__(config, statistics, schema)
+        self.update_rows = UpdateRows()
 
     # --- model and objective
     # ----------------------------------------------------------------------------------------
@@ -150,7 +161,7 @@ class Task(TaskData):
 
     def state_numbers(self, model: nn.Module) -> Summary:
         """Return numbers about what the model has stored (a memory bank's fill), for the log: single ones go
-        into each record of updates, lists into each epoch's too.
+        into each record of updates, lists into each epoch's too. Rank 0 alone calls it.
         """
         return {}
 

@@ -148,12 +148,6 @@ def _cut_smaller(loop: Fit, error: Exception) -> None:
     parts = 2 * loop.run.micro_batch_parts
     stage = loop.config.resolved_stages()[state.stage if state else 0]
     rows = stage.training.batch_size // collectives.world_size()
-    terms = stage.config.global_terms()
-    if terms:
-        raise RunError(
-            f"the GPU's memory does not hold a micro-batch of {rows} rows, and {', '.join(terms)} needs them "
-            "at once; lower training.batch_size, or set scale.strategy=fsdp"
-        ) from error
     if parts > max(1, rows):
         raise RunError(
             f"the GPU's memory does not hold one row at a time ({_text(error)}); use a smaller model, "

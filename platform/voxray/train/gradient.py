@@ -102,8 +102,13 @@ class GradientStepper:
         state, seed, rank = self._state, self._stage.training.seed, collectives.rank()
         assert state.optimizer is not None
         state.optimizer.zero_grad(set_to_none=True)
+        compares = len(micro_batches) > 1 and self._stage.config.global_terms()
+        if compares:
+            self._look_ahead(micro_batches)
         sums: dict[str, torch.Tensor] = {}
         for index, batch in enumerate(micro_batches):
+            if compares:
+                self._task.update_rows.replay(index)
             reseed(key(seed, "step", state.step, index, rank), self._device)
             ends_update = index == len(micro_batches) - 1
             with parallel.forward_context(self._module, self._stage, self._device, ends_update):
@@ -113,7 +118,25 @@ class GradientStepper:
                 value = value.detach()
                 sums[name] = sums[name].double() + value if name in sums else value
             self._control.beat()
+        if compares:
+            self._task.update_rows.forget()
         return sums
+
+    @torch.no_grad()
+    def _look_ahead(self, micro_batches: list[Batch]) -> None:
+        """Run the micro-batches once without a gradient, for what their rows are compared by, with the same
+        random numbers as afterwards; buffers (running statistics) stay what they were.
+        """
+        state, seed, rank = self._state, self._stage.training.seed, collectives.rank()
+        buffers = [buffer.clone() for buffer in state.model.buffers()]
+        for index, batch in enumerate(micro_batches):
+            self._task.update_rows.record(index)
+            reseed(key(seed, "step", state.step, index, rank), self._device)
+            with parallel.forward_context(self._module, self._stage, self._device, False):
+                parallel.unwrapped(self._module)(batch, self._stage)
+            self._control.beat()
+        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     def _backward(self, weighted: dict[str, torch.Tensor], counts: dict[str, torch.Tensor]) -> None:
         """Add the gradient of Σ sum / count, times the workers: DDP and FSDP average over them.

@@ -59,6 +59,8 @@ def begin_stage(loop: Fit, state: TrainState, stage: Stage) -> None:
         runs = Path(loop.config.storage.path)
         found = weights.resolve(stage.training.start_from, runs, loop.run.checkpoints, earlier)
         start_with(loop, state.model, weights.read_weights(found), found.text)
+    if stage.index == 0:
+        start_parts(loop, state.model)
     equip(loop, state, stage)
     if stage.training.lr_finder != "off":
         find_rate(loop, state, stage)
@@ -74,6 +76,23 @@ def start_with(loop: Fit, model: nn.Module, state: dict[str, torch.Tensor], orig
     """Load weights by name; what they lack, or what the model has no place for, is told."""
     loop.note(f"weights from {origin}")
     weights.load_into(model, state, loop.note)
+
+
+def start_parts(loop: Fit, model: nn.Module) -> None:
+    """Load each module of `training.parts` from what it names; such weights fit whole or not at all."""
+    modules = dict(model.named_modules())
+    for name, reference in loop.config.training.parts.items():
+        if not name or name not in modules:
+            known = ", ".join(child for child, _ in model.named_children())
+            raise InputError(f"training.parts.{name}: the model has no such module; it has {known}")
+        found = weights.resolve(reference, Path(loop.config.storage.path), loop.run.checkpoints, ())
+        loop.note(f"{name}: weights from {found.text}")
+        loaded = weights.load_into(modules[name], weights.read_weights(found), loop.note)
+        if loaded.missing:
+            raise InputError(
+                f"training.parts.{name}: {found.text} lacks {', '.join(loaded.missing[:3])}; "
+                "name a run of the same architecture"
+            )
 
 
 def equip(loop: Fit, state: TrainState, stage: Stage) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from voxray.config.errors import InputError
@@ -210,16 +209,6 @@ def test_a_found_rate_survives_a_resume(tmp_path):
     whole = train(tmp_path / "whole", values)
     assert [r["learning_rate"] for r in steps(run)] == [r["learning_rate"] for r in steps(whole)]
     assert sum(r["kind"] == "lr_finder" for r in run.records()) == 1
-
-
-def test_accumulation_of_a_term_that_needs_the_whole_batch_is_refused():
-    class Contrastive(TinyConfig, frozen=True):
-        def global_terms(self):
-            return ("infonce",)
-
-    Contrastive.model_validate({})
-    with pytest.raises(ValidationError, match="would change infonce"):
-        Contrastive.model_validate({"training": {"accumulate_grad_batches": 2}})
 
 
 def test_a_glob_that_names_nothing_is_an_input_error(tmp_path):

@@ -1,13 +1,48 @@
-"""Typed config of the fMRI-to-CLIP task: what its data needs, and the guide's spellings of it."""
+"""Typed config of the fMRI-to-CLIP task (DOMAINS.md S0), and the guide's spellings of it."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import Field
 
+from voxray.config.section import Section
 from voxray.config.spellings import Spelling
 from voxray.core.run_config import RunConfig
 from voxray.core.spellings import loader_workers
+from voxray.core.trained_config import read_trained_config
 from voxray.data.config import DataConfig, PrepareConfig
+
+
+@dataclass(frozen=True)
+class ClipTower:
+    """A CLIP vision tower by its name: the hub's id, the widths of its embedding and of its blocks."""
+
+    model_id: str
+    embedding_dim: int
+    block_dim: int
+    num_blocks: int
+
+
+CLIPS = {
+    "vit_b32": ClipTower("openai/clip-vit-base-patch32", 512, 768, 12),
+    "vit_b16": ClipTower("openai/clip-vit-base-patch16", 512, 768, 12),
+    "vit_l14": ClipTower("openai/clip-vit-large-patch14", 768, 1024, 24),
+    "vit_h14": ClipTower("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 1024, 1280, 32),
+}
+
+
+class ClipTargetConfig(Section, frozen=True):
+    """Targets from one CLIP tower, computed once per picture when raw files are prepared: the columns
+    `clip_final` and `clip_layer_K`, with the prefix between (`clip_sd_final`).
+    """
+
+    model: str = Field(
+        default="vit_l14",
+        description="vit_b32, vit_l14 …, a hub's id, or a folder (CLIPVisionModelWithProjection)",
+    )
+    revision: str = Field(default="main", description="of the hub's id")
+    layers: tuple[int, ...] = Field(default=(), description="blocks, from 1, whose CLS token is a target too")
+    prefix: str = Field(default="", pattern=r"^[a-z0-9]*$", description="tells several towers apart")
 
 
 class FmriClipPrepareConfig(PrepareConfig, frozen=True):
@@ -50,12 +85,129 @@ class FmriClipPrepareConfig(PrepareConfig, frozen=True):
         "picture but no CLIP target",
     )
     image_size: int = Field(default=224, ge=8, description="side of a stored picture; CLIP takes 224")
+    clip: tuple[ClipTargetConfig, ...] = Field(
+        default=(), description="towers whose targets are computed; default: those that the raw files hold"
+    )
+    repeats: Literal["trials", "averaged", "stacked"] = Field(
+        default="trials",
+        description="trials: a row each; averaged: one row per stimulus, the mean of its trials; stacked: "
+        "one row per stimulus with all its trials, of which training draws one and evaluation takes the mean",
+    )
+    reliability: bool = Field(
+        default=True, description="measure each voxel's split-half reliability over repeated training stimuli"
+    )
 
 
 class FmriClipDataConfig(DataConfig, frozen=True):
-    """Which fMRI rows a run reads."""
+    """Which fMRI rows a run reads, and how training rows are augmented."""
 
     prepare: FmriClipPrepareConfig = FmriClipPrepareConfig()
+    augmentation: bool = Field(default=False, description="augment training rows by the values below")
+    noise_std: float = Field(default=0.1, ge=0, description="standard deviation of noise added to each voxel")
+    voxel_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of voxels set to 0, per row")
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        description="rows are blended with another row of the batch, the share drawn from Beta(a, a); 0: not",
+    )
+
+
+class EncoderConfig(Section, frozen=True):
+    """A network from voxels to CLIP embeddings (DOMAINS.md S0.a)."""
+
+    architecture: Literal["ridge", "mlp", "two_stage", "clip_adapter", "clip2fmri"] = Field(
+        default="mlp",
+        description="ridge: linear, solved in closed form; clip_adapter: a trained encoder, frozen, and a map "
+        "to another CLIP's space; clip2fmri: from CLIP to voxels",
+    )
+    clip: str = Field(
+        default="",
+        description="vit_b32, vit_l14 …: the tower of the targets, against which widths are checked; "
+        "default: what the dataset holds",
+    )
+    target: str = Field(default="final", description="the dataset's column clip_TARGET that is predicted")
+    layers: tuple[str, ...] = Field(
+        default=(), description="two_stage: further targets, e.g. [layer_4, layer_8, layer_12]"
+    )
+    # mlp
+    hidden_dims: tuple[int, ...] = Field(default=(256,), description="mlp: widths of the hidden layers")
+    activation: Literal["relu", "gelu"] = "relu"
+    norm: Literal["none", "batch", "layer"] = Field(
+        default="none", description="mlp: after each linear layer"
+    )
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    # two_stage
+    latent_dim: int = Field(default=768, ge=1, description="two_stage: width of the residual blocks")
+    n_blocks: int = Field(default=4, ge=0, description="two_stage, residual inverse: residual blocks")
+    head: Literal["linear", "mlp"] = Field(default="linear", description="two_stage: its second stage")
+    head_dim: int = Field(default=512, ge=1, description="two_stage: width of an mlp head")
+    shared_head: bool = Field(
+        default=True, description="two_stage with layers: one mlp layer for all targets before their own"
+    )
+    # clip2fmri
+    inverse: Literal["linear", "mlp", "residual"] = Field(default="mlp", description="clip2fmri: its form")
+    inverse_dim: int = Field(default=1024, ge=1, description="clip2fmri: width of its hidden layer")
+    min_reliability: float | None = Field(
+        default=None, description="voxels below this split-half reliability are left out, e.g. 0.1"
+    )
+
+
+class ModelConfig(EncoderConfig, frozen=True):
+    """The network that is trained, and the trained ones that it stands on."""
+
+    encoder: EncoderConfig | None = Field(
+        default=None, description="clip_adapter: its encoder; read from training.parts.encoder"
+    )
+    brain: EncoderConfig | None = Field(
+        default=None, description="brain consistency: the inverse network; read from training.parts.brain"
+    )
+    adapter_dims: tuple[int, ...] = Field(default=(), description="clip_adapter: widths of hidden layers")
+    adapter_norm: bool = Field(default=True, description="clip_adapter: LayerNorm before unit length")
+
+
+class FmriClipObjectiveConfig(Section, frozen=True):
+    """Weights of the loss terms (DOMAINS.md S0.b), and what the metrics are over."""
+
+    mse: float = Field(
+        default=0.0, ge=0, description="mean squared error of unit-length embeddings (or voxels)"
+    )
+    cosine: float = Field(default=1.0, ge=0, description="1 − cosine")
+    info_nce: float = Field(default=0.0, ge=0, description="symmetric InfoNCE over the rows of an update")
+    tau: float = Field(default=0.05, gt=0, description="InfoNCE's temperature")
+    layer_weights: dict[str, float] = Field(
+        default={"layer_4": 0.15, "layer_8": 0.20, "layer_12": 0.25, "final": 0.40},
+        description="with model.layers: each target's weight; they are scaled to a sum of 1",
+    )
+    learn_layer_weights: bool = Field(
+        default=False, description="train the layers' weights, as a softmax that begins with these"
+    )
+    brain_consistency: float = Field(
+        default=0.0,
+        ge=0,
+        description="squared error of the voxels that a frozen clip2fmri makes of the output",
+    )
+    gallery: int | Literal["all"] = Field(
+        default=300, description="pictures that retrieval chooses among, the mean over disjoint galleries"
+    )
+    ranks: tuple[int, ...] = Field(default=(1, 5, 10, 50), description="the K of recall at K")
+
+
+class GenerationConfig(Section, frozen=True):
+    """Pictures from predicted embeddings, by a diffusers pipeline (`voxray predict --images`)."""
+
+    pipeline: str = Field(default="", description="a folder or a hub's id; default: no pictures are made")
+    revision: str = "main"
+    kind: Literal["auto", "unclip", "image_variation", "stable_diffusion"] = Field(
+        default="auto",
+        description="what takes the embedding: image_embeds (unCLIP), the image encoder's place "
+        "(variations), or prompt_embeds (Stable Diffusion 1.5 with 768, 2.1 with 1,024 numbers); auto: as the folder says",
+    )
+    steps: int = Field(default=50, ge=1, description="denoising steps")
+    guidance: float = Field(default=7.5, ge=0, description="classifier-free guidance; 1: none")
+    seed: int = 42
+    num_images: int = Field(default=1, ge=1, description="pictures per row")
+    num_rows: int = Field(default=8, ge=1, description="rows of the split that get pictures")
+    size: int | None = Field(default=None, ge=8, description="side in pixels; default: the pipeline's own")
 
 
 class Config(RunConfig, frozen=True):
@@ -63,6 +215,25 @@ class Config(RunConfig, frozen=True):
 
     task: str = "fmri_clip"
     data: FmriClipDataConfig = FmriClipDataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: FmriClipObjectiveConfig = FmriClipObjectiveConfig()
+    generation: GenerationConfig = GenerationConfig()
+
+    def global_terms(self) -> tuple[str, ...]:
+        """Return InfoNCE, where it has a weight."""
+        return ("info_nce",) if self.objective.info_nce else ()
+
+    def completed(self) -> dict[str, Any]:
+        """Return the shapes of the trained networks in `training.parts`, as their runs' configs say them."""
+        found: dict[str, Any] = {}
+        for part, own in (("encoder", self.model.encoder), ("brain", self.model.brain)):
+            reference = self.training.parts.get(part)
+            if reference and own is None:
+                trained = read_trained_config(reference, self.storage.path)["model"]
+                found[f"model.{part}"] = {
+                    key: trained[key] for key in EncoderConfig.model_fields if key in trained
+                }
+        return found
 
 
 # guide's path → our path
