@@ -38,6 +38,14 @@ def uniform_rows(seed: int, position_B: torch.Tensor, num: int) -> torch.Tensor:
     return (state_BN >> 8).to(torch.float32) / float(1 << 24)
 
 
+def normal_rows(seed: int, position_B: torch.Tensor, num: int) -> torch.Tensor:
+    """Return [B, num] standard normal numbers, keyed as those of `uniform_rows`, by the inverse of their
+    distribution; with 24 bits none is beyond 5.5.
+    """
+    half_step = 2.0**-25
+    return torch.special.ndtri(uniform_rows(seed, position_B, num).double() + half_step).float()
+
+
 def _murmur_finaliser(state: torch.Tensor) -> torch.Tensor:
     mask = 0xFFFFFFFF
     state = ((state ^ (state >> 16)) * 0x85EBCA6B) & mask

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TASKS: dict[str, tuple[str, str]] = {
     "cxr_memory": ("voxray.tasks.cxr_memory.config:Config", "voxray.tasks.cxr_memory.task:CxrMemory"),
     "brain_text": ("voxray.tasks.brain_text.config:Config", "voxray.tasks.brain_text.data:BrainTextData"),
-    "fmri_clip": ("voxray.tasks.fmri_clip.config:Config", "voxray.tasks.fmri_clip.data:FmriClipData"),
+    "fmri_clip": ("voxray.tasks.fmri_clip.config:Config", "voxray.tasks.fmri_clip.task:FmriClip"),
     "hyperspectral": (
         "voxray.tasks.hyperspectral.config:Config",
         "voxray.tasks.hyperspectral.data:HyperspectralData",

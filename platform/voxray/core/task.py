@@ -15,6 +15,8 @@ from voxray.core.batch import Batch, Columns
 from voxray.core.embedder import Embedder
 from voxray.core.evaluation import Evaluation
 from voxray.core.losses import LossTerms
+from voxray.core.pictures import PictureMaker
+from voxray.core.prepared_rows import Merge, PreparedRows
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.schema import Schema
 from voxray.core.update_rows import UpdateRows
@@ -107,6 +109,16 @@ class TaskData(ABC):
         """Return the frozen networks whose outputs become columns when raw files are prepared."""
         return []
 
+    def column_statistics(self, rows: PreparedRows) -> dict[str, dict[str, Any]]:
+        """Return statistics of the task's own, {column: {name: number or numbers}}, from the training rows
+        when raw files are prepared, before rows merge.
+        """
+        return {}
+
+    def merge(self) -> Merge | None:
+        """Return which rows become one when raw files are prepared; None: none do."""
+        return None
+
     def synth(self, out: Path, size: str, seed: int) -> SynthReport:
         """Write synthetic raw files in this modality's real layout, with a learnable signal; `size`
         tiny|small|full.
@@ -121,8 +133,11 @@ class TaskData(ABC):
 class Task(TaskData):
     """One research problem, whole: its data, its model, its loss and its metrics.
 
-    `update_rows` gathers what a loss term compares over the rows of an update.
+    `update_rows` gathers what a loss term compares over the rows of an update. `SCORES` is the column of
+    `evaluate`'s rows that holds what `floor` gives.
     """
+
+    SCORES: ClassVar[str] = "scores"
 
     def __init__(
         self, config: RunConfig, statistics: dict[str, Any] | None = None, schema: Schema | None = None
@@ -212,6 +227,12 @@ class Task(TaskData):
         traces it with them.
         """
         raise _not_offered(self, "a forward pass on tensors, which this export needs")
+
+    def picture_maker(self, device: torch.device) -> PictureMaker | None:
+        """Return what turns predictions into pictures for `voxray predict --images`; None for a task whose
+        figures stand for that. Raises InputError where the config names nothing that can make them.
+        """
+        return None
 
     def floor(self, train: dict[str, np.ndarray], held_out: dict[str, np.ndarray]) -> np.ndarray:
         """Return a linear model's scores for the held-out rows; both are dicts of columns."""

@@ -90,8 +90,8 @@ def _over_workers(own_bX: torch.Tensor) -> _Kept:
     if not collectives.is_distributed():
         return _Kept(own_bX, 0)
     rows_NX = collectives.all_gather_rows(own_bX)
-    counts = collectives.all_gather_rows(torch.tensor([len(own_bX)], device=own_bX.device)).tolist()
-    return _Kept(rows_NX, sum(counts[: collectives.rank()]))
+    counts = collectives.all_gather_rows(torch.tensor([len(own_bX)], device=own_bX.device))
+    return _Kept(rows_NX, int(counts[: collectives.rank()].sum()))
 
 
 def _placed(kept: _Kept, own_bX: torch.Tensor) -> torch.Tensor:
