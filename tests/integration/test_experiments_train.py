@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,24 +12,42 @@ import torch
 from random_rows import OFFLINE, random_rows, resolved
 from voxray.core.experiment import load_experiment
 from voxray.core.registry import task_class
-from voxray.testing.sources import ArraySource
+from voxray.data.source import open_source
+from voxray.testing.datasets import write_dataset
 from voxray.train.loop import fit
 from voxray.train.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*/*.yaml"))
 FREE_SIZE = 64  # stands for a size that only raw files tell, e.g. an image's side
+# Of what costs most, a small one: that the large ones can be built is the tasks' own tests' business.
+LIGHT = {"cxr_memory": ["model.backbone=test_efficientnet"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("experiments")
+
+
+@cache
+def dataset(task_name: str, folder: Path) -> Path:
+    """A dataset of a few random rows of the task's shape, with the index that filters go by."""
+    task = task_class(task_name)
+    schema = resolved(task(task.Config()).schema(), FREE_SIZE)
+    splits = {"train": random_rows(schema, 4, 0), "val": random_rows(schema, 3, 1)}
+    return write_dataset(folder / task_name, schema, splits, 4)
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_it_trains_one_step(file, tmp_path):
+def test_it_trains_one_step(file, folder, tmp_path):
     task_name = file.parent.name
-    overrides = [*OFFLINE[task_name], "training.steps=1", f"storage.path={tmp_path}"]
-    config = load_experiment(str(file), overrides).config
+    fixed = [f"data.path={dataset(task_name, folder)}", f"storage.path={tmp_path}"]
+    fixed += ["training.steps=1", "training.lr_finder=off"]  # a finder makes a hundred updates
+    config = load_experiment(str(file), [*OFFLINE[task_name], *LIGHT[task_name], *fixed]).config
     assert config.description, "an experiment says what it is"
-    task = task_class(config.task)(config)
-    schema = resolved(task.schema(), FREE_SIZE)
-    source = ArraySource({"train": random_rows(schema, 4, 0), "val": random_rows(schema, 3, 1)})
+    made = task_class(config.task)(config)
+    task = type(made)(config, schema=resolved(made.schema(), FREE_SIZE))
+    source = open_source(config.data.path, config.data, stages=task.read_stages())
     reported = []
     fit(task, source, config, RunFolder(tmp_path), reported.append, torch.device("cpu"))
     assert RunFolder(tmp_path).is_finished()

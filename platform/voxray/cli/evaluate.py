@@ -1,5 +1,6 @@
 """`voxray evaluate`: a trained model on a held-out split."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,15 +35,23 @@ def evaluate(
 
     trained = load(run)
     result = evaluate_run(trained, split, floor, data, out)
-    groups = "" if result["num_groups"] is None else f" of {result['num_groups']} groups"
-    print_table(result["table"], as_json=json, title=f"{run} · {split}: {result['num_rows']} rows{groups}")
-    if not json:
-        for line in _summary_lines(result):
-            print(line)
+    if json:
+        print_table(result["table"], as_json=True)
+    else:
+        print_evaluation(result, run)
     if out is None and results_folder(trained, data) is None:
         print_notes(
             ["nothing was written: RUN keeps its best's evaluation on its own dataset; add --out FOLDER"]
         )
+
+
+def print_evaluation(result: dict[str, Any], run: Path) -> None:
+    """Print what `evaluate_run` returned: the task's table, then a line per metric."""
+    groups = "" if result["num_groups"] is None else f" of {result['num_groups']} groups"
+    title = f"{run} · {result['split']}: {result['num_rows']} rows{groups}"
+    print_table(result["table"], as_json=False, title=title)
+    for line in _summary_lines(result):
+        print(line)
 
 
 def _summary_lines(result: dict[str, Any]) -> list[str]:
@@ -51,8 +60,13 @@ def _summary_lines(result: dict[str, Any]) -> list[str]:
         if isinstance(value, list):
             continue
         bounds = result["intervals"].get(name)
-        interval = f"  95 % [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else ""
+        interval = f"  95 % [{_number(bounds[0])}, {_number(bounds[1])}]" if bounds else ""
         reference = result["floor"]
-        beside = f"  linear floor {reference[name]:.4f}" if reference and bounds else ""
-        lines.append(f"{name} {value:.4f}{interval}{beside}")
+        beside = f"  linear floor {_number(reference[name])}" if reference and bounds else ""
+        said = f"{value:.0f}" if name.startswith("num_") else _number(value)
+        lines.append(f"{name} {said}{interval}{beside}")
     return lines
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"

@@ -11,6 +11,8 @@ from voxray.cli.output import print_notes, print_table
 
 if TYPE_CHECKING:
     from voxray.config.resolve import Resolved
+    from voxray.core.run_config import RunConfig
+    from voxray.train.run_folder import RunFolder
 
 # The key that Lightning has for it, in the sections that guides write it in.
 FAST_DEV_RUN = ("fast_dev_run", "training.fast_dev_run", "trainer.fast_dev_run", "hparams.fast_dev_run")
@@ -51,10 +53,9 @@ def train(
     resolved = load_experiment(reference, [text for text in overrides if text not in fast_overrides])
     said = [f"{text} is --fast-dev-run here" for text in fast_overrides]
     print_notes([*resolved.notes, *said, *resolved.config.told()])
-    if not resolved.config.data.path:
-        from voxray.data.dataset import dataset_path
+    from voxray.data.dataset import check_given
 
-        dataset_path(resolved.config)  # says what to give, before Ray starts
+    check_given(resolved)  # says what to give, before Ray starts
     try:
         if dry_run:
             _print_plan(resolved, as_json)
@@ -75,8 +76,25 @@ def _train(resolved: "Resolved[Any]", resume: Literal["auto", "never", "must"]) 
 
     with connect():
         run = launch(resolved, resume, Console())
+    evaluated = _write_results(run, resolved.config)
     print(f"run: {run.path}")
-    print(f"next: voxray evaluate {run.path}")
+    print(f"next: voxray {'report' if evaluated else 'evaluate'} {run.path}")
+
+
+def _write_results(run: "RunFolder", config: "RunConfig") -> bool:
+    """Write and name what `checkpoints` wants of a finished run; return whether it is evaluated."""
+    if not (config.checkpoints.export_stages or config.checkpoints.evaluate_at_end):
+        return False
+    from voxray.cli.evaluate import print_evaluation
+    from voxray.train.trained.results import write_results
+
+    results = write_results(run, config)
+    for result in results.evaluations:
+        print_evaluation(result, run.path)
+    for file in results.files:
+        print(f"wrote {file}")
+    print_notes(results.notes)
+    return bool(config.checkpoints.evaluate_at_end)
 
 
 def _print_plan(resolved: "Resolved[Any]", as_json: bool) -> None:

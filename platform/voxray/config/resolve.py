@@ -7,7 +7,7 @@ There is one operation, dotted path → value; a file, the command line and a se
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -26,7 +26,10 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Resolved(Generic[C]):
-    """A config, `sources` by each leaf's dotted path, and `notes` that the user should be told."""
+    """A config, `sources` by each leaf's dotted path, and `notes` that the user should be told.
+
+    `spelled` has the guide's spelling of the paths that were given by one.
+    """
 
     config: C
     sources: dict[str, str]
@@ -34,6 +37,13 @@ class Resolved(Generic[C]):
     file: Path | None
     tree: Node
     aliases: Aliases
+    spelled: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def place(self, path: str) -> str:
+        """Return a path with the key that gave it and where: `data.path (data.data_dir, a.yaml:3)`."""
+        said = [self.spelled[path]] if path in self.spelled else []
+        source = self.sources.get(path, DEFAULT)
+        return f"{path} ({', '.join([*said, source])})"
 
     def with_values(self, values: Mapping[str, Any], source: str) -> "Resolved[C]":
         """Return the config with the values at these dotted paths, checked like any other.
@@ -47,6 +57,7 @@ class Resolved(Generic[C]):
     def with_nodes(self, assignments: Sequence[tuple[KeyPath, Node]]) -> "Resolved[C]":
         """Return the config with values that know where each was written; as `with_values` else."""
         building = Building(type(self.config), self.tree, self.aliases, self.notes)
+        building.spelled.update(self.spelled)
         building.add(assignments)
         return building.finish(self.file)
 
@@ -91,6 +102,7 @@ class Building(Generic[C]):
         self.config_class, self.tree, self.aliases = config_class, tree, aliases
         self.notes, self.problems = list(notes), list(problems)
         self.unsaid: list[Move] = []
+        self.spelled: dict[str, str] = {}
         self._set_beside: set[KeyPath] = set()
         self._spellings = Spellings(aliases)
 
@@ -127,6 +139,11 @@ class Building(Generic[C]):
             if move.instead:
                 self.unsaid.append(move)
                 continue
+            if append:
+                self._add_within(move)
+            if (problem := self._not_held(move)) is not None:
+                self.problems.append(problem)
+                continue
             target, node = move.path, move.node
             other = said.setdefault(target, beside.get(target) or node)
             if other.plain() != node.plain():
@@ -136,7 +153,30 @@ class Building(Generic[C]):
                 )
             self.notes.append(move.note())
             self._assign(target, node, append)
+            self.spelled[".".join(target)] = move.given
             self._add_beside(move, append)
+
+    def _add_within(self, move: Move) -> None:
+        """Set what a file's spelling takes for granted, where nothing sets it: a guide's phases as stages."""
+        for path, value in move.within.items():
+            if self.tree.get(path) is None:
+                self.notes.append(
+                    f"{move.node.source}: {move.given} sets {'.'.join(path)}={show(value, 300)} too"
+                )
+                self._assign(path, Node.of(value, f"goes with {move.given}"), append=True)
+
+    def _not_held(self, move: Move) -> str | None:
+        """Return the sentence about an entry that is not the one which a spelling means."""
+        for path, wanted in move.holds.items():
+            in_list = self.tree.get(path[:1]) is not None or move.path[:1] == path[:1]
+            found = self.tree.get(path)
+            if in_list and (found is None or found.plain() != wanted):
+                is_here = "is not there" if found is None else f"is {show(found.plain())}"
+                return (
+                    f"{move.node.source}: {move.given} is {'.'.join(move.path)} where {'.'.join(path)} is "
+                    f"{show(wanted)}, and here it {is_here}; write the key of this experiment that is meant"
+                )
+        return None
 
     def _add_beside(self, move: Move, append: bool) -> None:
         """Set what goes with a spelling, where nothing sets it: a project's name switches its tracker on."""
@@ -147,6 +187,7 @@ class Building(Generic[C]):
                 self._assign(path, Node.of(value, move.node.source), append)
 
     def _assign(self, path: KeyPath, node: Node, append: bool = False) -> None:
+        self.spelled.pop(".".join(path), None)
         try:
             self.tree = assign(self._with_default_list(path), path, node, append)
         except InputError as error:
@@ -167,7 +208,8 @@ class Building(Generic[C]):
         problems = [*self.problems, *unsaid, *map(str, found)]
         if problems or config is None:
             raise InputError(*dict.fromkeys(problems))
-        return Resolved(config, leaf_sources(config, self.tree), self.notes, file, self.tree, self.aliases)
+        sources = leaf_sources(config, self.tree)
+        return Resolved(config, sources, self.notes, file, self.tree, self.aliases, self.spelled)
 
     def check(self) -> tuple[C | None, list[Problem]]:
         """Check what is there so far."""

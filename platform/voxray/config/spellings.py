@@ -16,6 +16,7 @@ from typing import Any
 from voxray.config.tree import KeyPath, Node, show
 
 _INDEX = "*"
+NOTHING = object()  # what `Spelling.value` returns for a value that says nothing at this path
 _MAX_HOPS = 6  # spellings that lead to spellings; a table that goes round in a circle is our mistake
 
 
@@ -28,6 +29,11 @@ class Spelling:
     # Set too, where nothing sets them; a function is one of their value.
     also: Mapping[str, Any] = field(default_factory=dict[str, Any])
     instead: str = ""  # no key of ours says it: what to write
+    more: tuple["Spelling", ...] = ()  # what else the key says, whatever is set there
+    # What a file that has the key takes for granted: set before it, where the file and its bases set nothing.
+    within: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    # What an entry of a list must be for the key to mean it (`stages.2.name: phase2`), where there is a list.
+    holds: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 Aliases = Mapping[str, str | Spelling]
@@ -43,6 +49,8 @@ class Move:
     node: Node
     also: Mapping[KeyPath, Any]
     instead: str = ""
+    within: Mapping[KeyPath, Any] = field(default_factory=dict[KeyPath, Any])
+    holds: Mapping[KeyPath, Any] = field(default_factory=dict[KeyPath, Any])
 
     def note(self) -> str:
         """Return the sentence for the user, with the canonical spelling."""
@@ -115,8 +123,8 @@ class _At:
 
 def _split(node: Node, path: KeyPath, at: _At) -> tuple[Node | None, list[Move]]:
     if not (at.goes_on() and list(node.children())):
-        move = _moved(node, path, at.found)
-        return (node, []) if move is None else (None, [move])
+        moved = _moved(node, path, at.found)
+        return (node, []) if moved is None else (None, moved)
     moves: list[Move] = []
     kept: list[tuple[str, Node | None]] = []
     for key, child in node.children():
@@ -136,29 +144,41 @@ def _split(node: Node, path: KeyPath, at: _At) -> tuple[Node | None, list[Move]]
     return (replace(node, value=left) if left or not path else None), moves
 
 
-def _moved(node: Node, path: KeyPath, found: _Found | None) -> Move | None:
-    """Return the move that a spelling makes of a value; None where it says nothing of it."""
+def _moved(node: Node, path: KeyPath, found: _Found | None) -> list[Move] | None:
+    """Return the moves that a spelling makes of a value; None where it says nothing of it."""
     if found is None:
         return None
     spelling, length, indices = found
-    given, value = ".".join(path), node.plain()
     if spelling.instead:
-        return Move(given, value, path, node, {}, spelling.instead)
+        return [Move(".".join(path), node.plain(), path, node, {}, spelling.instead)]
     ours = _with_indices(spelling.path, indices)
     is_section = len(path) > length or isinstance(node.value, dict)
     if is_section and ours[:length] == path[:length]:  # of ours: the guide's key is a plain value there
         return None
-    target = (*ours, *path[length:])
+    first, *others = (_move(node, path, each, length, indices) for each in (spelling, *spelling.more))
+    if first is not None and first.path == path and _same(first.node.plain(), node.plain()):
+        return None
+    return [move for move in (first, *others) if move is not None]
+
+
+def _move(node: Node, path: KeyPath, spelling: Spelling, length: int, indices: KeyPath) -> Move | None:
+    """Return the move of a value to one path; None where it says nothing there."""
+    value = node.plain()
     new = value if spelling.value is None or len(path) > length else spelling.value(value)
-    if target == path and _same(new, value):
+    if new is NOTHING:
         return None
     also = {
         _with_indices(other, indices): setting(value) if callable(setting) else setting
         for other, setting in spelling.also.items()
         if value not in (None, False, "")
     }
+    within, holds = (
+        {_with_indices(other, indices): said for other, said in taken.items()}
+        for taken in (spelling.within, spelling.holds)
+    )
+    target = (*_with_indices(spelling.path, indices), *path[length:])
     changed = node if _same(new, value) else Node.of(new, node.source)
-    return Move(given, value, target, changed, also)
+    return Move(".".join(path), value, target, changed, also, within=within, holds=holds)
 
 
 def _leaf_moves(move: Move) -> Iterator[Move]:
@@ -167,7 +187,13 @@ def _leaf_moves(move: Move) -> Iterator[Move]:
         yield move
         return
     for key, child in move.node.children():
-        own = Move(f"{move.given}.{key}", child.plain(), (*move.path, key), child, move.also)
+        own = replace(
+            move,
+            given=f"{move.given}.{key}",
+            given_value=child.plain(),
+            path=(*move.path, key),
+            node=child,
+        )
         yield from _leaf_moves(own)
 
 
@@ -176,7 +202,14 @@ def _joined(first: Move, later: Move) -> Move:
     inside = later.given.split(".")[len(first.path) :]
     given = ".".join([first.given, *inside])
     value = later.given_value if inside else first.given_value
-    return replace(later, given=given, given_value=value, also={**first.also, **later.also})
+    return replace(
+        later,
+        given=given,
+        given_value=value,
+        also={**first.also, **later.also},
+        within={**first.within, **later.within},
+        holds={**first.holds, **later.holds},
+    )
 
 
 def _with_indices(pattern: str, indices: KeyPath) -> KeyPath:

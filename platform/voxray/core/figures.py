@@ -1,9 +1,9 @@
 """What a task's own figures are made from (`RunView`) and what they are (`Figure`). No torch here."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -52,13 +52,26 @@ class Predictions:
     labels_NK: np.ndarray
 
 
+class SplitRows(Protocol):
+    """The rows of one split: called with sample ids it returns their columns, in the order of the ids."""
+
+    @property
+    def sample_ids(self) -> Sequence[str]:
+        """The ids of all rows of the split."""
+        ...
+
+    def __call__(self, sample_ids: Sequence[str], /) -> Mapping[str, np.ndarray]:
+        """Return the columns of rows. Raises InputError for an id that the split does not have."""
+        ...
+
+
 @dataclass(frozen=True)
 class RunView:
     """One evaluated split of a run, as its files tell it.
 
-    `take` fetches the split's columns for sample ids, in their order; None where it cannot be read. `log`
-    holds the records of the run's log, `load` gives the trained run on the CPU (`voxray.load`), and
-    `take_train` is `take` for the training split; None where a page has no run.
+    `take` fetches the split's columns for sample ids, in their order; None where it cannot be read. `load`
+    gives the trained run on the CPU (`voxray.load`) and `open_train` the training split's rows; both raise
+    InputError or RunError where that cannot be done, and are None where a page has no run.
     """
 
     run_dir: Path
@@ -67,6 +80,16 @@ class RunView:
     evaluation: Mapping[str, Any]
     predictions: Predictions | None = None
     take: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None
-    take_train: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None
-    log: Sequence[Mapping[str, Any]] = ()
     load: Callable[[], Any] | None = None
+    open_train: Callable[[], SplitRows] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """A run's training, as its files tell it: the config, the records of its log, and the statistics of the
+    training rows per column (`data/statistics.py`; empty where they are not known).
+    """
+
+    config: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+    statistics: Mapping[str, Any] = field(default_factory=dict[str, Any])

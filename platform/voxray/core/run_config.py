@@ -6,7 +6,7 @@ and are the one thing that an upper layer lends to a lower one.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails
@@ -47,8 +47,11 @@ class Stage:
 class RunConfig(Section, frozen=True, defer_build=True):
     """An experiment. `task` names a row of the registry or a class outside voxray as `module:Class`.
 
-    `defer_build`: a subclass is built once, when its stages have their keys.
+    `defer_build`: a subclass is built once, when its stages have their keys. AFTER_TRAINING names sections
+    that training does not read, which may change after it.
     """
+
+    AFTER_TRAINING: ClassVar[tuple[str, ...]] = ()
 
     experiment_name: str = Field(
         default="", pattern=r"^[A-Za-z0-9._-]*$", description="default: the file's name"
@@ -126,7 +129,16 @@ class RunConfig(Section, frozen=True, defer_build=True):
                 raise errors_at(((*above, *path), text) for path, text in problems)
             names.append(stage.name)
         self._check_exported()
+        self._check_components()
         return self
+
+    def _check_components(self) -> None:
+        """Refuse principal components where no stage would look at them."""
+        stages = self.resolved_stages()
+        asked = any(stage.training.closed_form.components is not None for stage in stages)
+        if asked and all(stage.training.stepper != "closed_form" for stage in stages):
+            text = "principal components are part of the closed form; set training.stepper=closed_form too"
+            raise errors_at([(("training", "closed_form", "components"), text)])
 
     def _check_exported(self) -> None:
         """Refuse to export a stage that is not declared; one with `enabled: false` is left out in silence."""

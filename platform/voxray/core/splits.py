@@ -4,6 +4,7 @@ Used where raw files are prepared, and by tasks whose synthetic data says what h
 
 Greedy stratification after Sechidis et al. 2011 ("On the stratification of multi-label data"), on groups
 instead of rows: the rarest label first, its groups from large to small, each to the split that wants it most.
+Where most of a label's known rows are positive, its negatives are the rare ones that are balanced.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from voxray.data.config import SplitsConfig
 
 @dataclass(frozen=True)
 class _Groups:
-    """Groups sorted by name: names [G], rows [G], positive rows per label [G, K]."""
+    """Groups sorted by name: names [G], rows [G], rows per label that has its rarer value [G, K]."""
 
     names: np.ndarray
     rows: np.ndarray
-    positives: np.ndarray
+    rare: np.ndarray
 
 
 def assign_splits(
@@ -48,7 +49,7 @@ def assign_splits(
     wanted = {split: share for split, share in shares.items() if split not in taken} or {"train": 1.0}
     is_open = np.array([name not in assigned for name in table.names], dtype=bool)
     assigned |= _stratify(
-        _Groups(table.names[is_open], table.rows[is_open], table.positives[is_open]), wanted, seed
+        _Groups(table.names[is_open], table.rows[is_open], table.rare[is_open]), wanted, seed
     )
     _check_none_empty(assigned, shares, len(table.names))
     return assigned
@@ -56,10 +57,11 @@ def assign_splits(
 
 def _count(groups: Sequence[str], labels: np.ndarray | None) -> _Groups:
     names, group_of_row = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    positives = np.zeros((len(names), 0 if labels is None else labels.shape[1]), dtype=np.int64)
+    rare = np.zeros((len(names), 0 if labels is None else labels.shape[1]), dtype=np.int64)
     if labels is not None:
-        np.add.at(positives, group_of_row, labels == 1)
-    return _Groups(names, np.bincount(group_of_row, minlength=len(names)), positives)
+        is_common_K = (labels == 1).sum(axis=0) > (labels == 0).sum(axis=0)
+        np.add.at(rare, group_of_row, labels == np.where(is_common_K, 0, 1))
+    return _Groups(names, np.bincount(group_of_row, minlength=len(names)), rare)
 
 
 def _declared_splits(groups: Sequence[str], declared: Sequence[str | None] | None) -> dict[str, str]:
@@ -80,14 +82,14 @@ def _stratify(groups: _Groups, shares: dict[str, float], seed: int) -> dict[str,
     deal = _Deal(
         groups,
         rows_wanted=weights * groups.rows.sum(),
-        positives_wanted=weights[:, None] * groups.positives.sum(axis=0),
+        rare_wanted=weights[:, None] * groups.rare.sum(axis=0),
         split_of_group=np.full(len(groups.names), -1),
     )
     # Ties between groups of equal size are broken by the seed.
     order = np.random.default_rng(seed).permutation(len(groups.names))
     order = order[np.argsort(-groups.rows[order], kind="stable")]
     while (label := deal.rarest_label()) is not None:
-        deal.out(order[(deal.split_of_group[order] < 0) & (groups.positives[order, label] > 0)], label)
+        deal.out(order[(deal.split_of_group[order] < 0) & (groups.rare[order, label] > 0)], label)
     deal.out(order[deal.split_of_group[order] < 0], None)
     splits = list(shares)
     return {str(name): splits[split] for name, split in zip(groups.names, deal.split_of_group, strict=True)}
@@ -95,21 +97,21 @@ def _stratify(groups: _Groups, shares: dict[str, float], seed: int) -> dict[str,
 
 @dataclass
 class _Deal:
-    """What each of S splits still wants, rows [S] and positives [S, K], and each group's split, -1 = open."""
+    """What each of S splits still wants, rows [S] and rare values [S, K]; each group's split, -1 = open."""
 
     groups: _Groups
     rows_wanted: np.ndarray
-    positives_wanted: np.ndarray
+    rare_wanted: np.ndarray
     split_of_group: np.ndarray
 
     def __post_init__(self) -> None:
         self.rows_held = np.zeros(self.rows_wanted.shape, dtype=np.int64)
-        self.positives_held = np.zeros(self.positives_wanted.shape, dtype=np.int64)
+        self.rare_held = np.zeros(self.rare_wanted.shape, dtype=np.int64)
         self.num_open = len(self.split_of_group)
 
     def rarest_label(self) -> int | None:
         """Return the label with the fewest open groups, None when no open group has a positive row."""
-        num_groups = (self.groups.positives[self.split_of_group < 0] > 0).sum(axis=0)
+        num_groups = (self.groups.rare[self.split_of_group < 0] > 0).sum(axis=0)
         if not num_groups.any():
             return None
         return int(np.where(num_groups > 0, num_groups, self.num_open + 1).argmin())
@@ -119,8 +121,8 @@ class _Deal:
 
         Splits that hold no row, or no such label, come first once the groups left are no more than they are.
         """
-        wanted = self.rows_wanted if label is None else self.positives_wanted[:, label]
-        held = self.rows_held if label is None else self.positives_held[:, label]
+        wanted = self.rows_wanted if label is None else self.rare_wanted[:, label]
+        held = self.rows_held if label is None else self.rare_held[:, label]
         for dealt, group in enumerate(order):
             candidates = _lacking_first(np.arange(len(wanted)), self.rows_held, self.num_open)
             candidates = _lacking_first(candidates, held, len(order) - dealt)
@@ -128,8 +130,8 @@ class _Deal:
             self.split_of_group[group] = best
             self.rows_held[best] += self.groups.rows[group]
             self.rows_wanted[best] -= self.groups.rows[group]
-            self.positives_held[best] += self.groups.positives[group]
-            self.positives_wanted[best] -= self.groups.positives[group]
+            self.rare_held[best] += self.groups.rare[group]
+            self.rare_wanted[best] -= self.groups.rare[group]
             self.num_open -= 1
 
 

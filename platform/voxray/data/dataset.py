@@ -10,9 +10,11 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from voxray.config.errors import InputError
+from voxray.config.resolve import Resolved
 from voxray.core.registry import task_data
 from voxray.core.run_config import RunConfig
 from voxray.data.manifest import FILE_NAME, VERSION, load_manifest
+from voxray.data.store import Store
 
 SYNTH = "synth:"
 SIZES = ("tiny", "small", "full")
@@ -27,9 +29,41 @@ def dataset_path(config: RunConfig) -> str:
         raise InputError(
             "data.path is empty; give a prepared dataset with data.path=FOLDER, or data.path=synth:tiny"
         )
-    path = str(_synthetic_path(config)) if config.data.path.startswith(SYNTH) else config.data.path
+    if config.data.path.startswith(SYNTH):
+        path = str(_synthetic_path(config))
+    else:
+        path = config.data.path
+        _refuse_what_is_not_prepared(path, config.task)
     load_manifest(path)
     return path
+
+
+def check_given(resolved: Resolved[RunConfig]) -> None:
+    """Raise InputError where `data.path` leads to no dataset, with the key that it was given by and where."""
+    path = resolved.config.data.path
+    if path.startswith(SYNTH) or (path and not Store.of(path).is_local):
+        return
+    try:
+        dataset_path(resolved.config)
+    except InputError as error:
+        if not path:
+            raise
+        raise InputError(*(f"{resolved.place('data.path')}: {text}" for text in error.problems)) from None
+
+
+def _refuse_what_is_not_prepared(path: str, task: str) -> None:
+    store = Store.of(path)
+    if not store.is_local or store.path(FILE_NAME).is_file():
+        return
+    if not Path(path).exists():
+        raise InputError(
+            f"there is no folder '{path}'; `voxray data prepare {task} RAW OUT` makes a dataset of raw "
+            "files, then write data.path=OUT"
+        )
+    raise InputError(
+        f"'{path}' is no prepared dataset (it has no {FILE_NAME}); if it holds raw files, run "
+        f"`voxray data prepare {task} {path} OUT` once, then write data.path=OUT"
+    )
 
 
 def ensure_dataset(config: RunConfig) -> str:

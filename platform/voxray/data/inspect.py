@@ -22,12 +22,15 @@ from voxray.data.verify import row_pieces
 Table = list[dict[str, Any]]
 SAMPLES_PER_SPLIT = 2
 _VALUES_SHOWN, _LETTERS_SHOWN = 4, 40
+_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 
 
 def inspect(dataset: Path) -> dict[str, Table]:
-    """Return tables: `dataset`, `splits`, `columns`, `missing`, `lengths`, `statistics`, `samples`, `shards`.
+    """Return tables: `dataset`, `splits`, `columns`, `missing`, `lengths`, `statistics`, `quantiles`,
+    `samples`, `shards`.
 
+    `quantiles` are of statistics with a number per entry of a column, e.g. each voxel's reliability;
     `missing` has NaN values, and empty texts, of each column that may have them; `lengths` are of ragged
     columns. Raises InputError when there is no dataset, or a file that is needed is damaged.
     """
@@ -49,6 +52,7 @@ def inspect(dataset: Path) -> dict[str, Table]:
         "missing": _missing(splits, manifest.schema),
         "lengths": _lengths(splits, manifest.schema),
         "statistics": _numbers(manifest),
+        "quantiles": _quantiles(manifest),
         "samples": _samples(splits, manifest.schema),
         "shards": [
             {name: value for name, value in asdict(shard).items() if name not in ("windows", "index_xxh3")}
@@ -59,14 +63,16 @@ def inspect(dataset: Path) -> dict[str, Table]:
 
 
 def stats(dataset: Path) -> dict[str, Table]:
-    """Return `numbers` (mean, std, count of the training rows), `lengths` of ragged columns, and per column
-    with names its label counts: positives / negatives / unknown of every split.
+    """Return `numbers` (mean, std, count of the training rows), `quantiles` of statistics with a number per
+    entry, `lengths` of ragged columns, and per column with names its label counts: positives / negatives /
+    unknown of every split.
     """
     manifest = load_manifest(dataset)
     splits = [_Split(Path(dataset), manifest, split) for split in manifest.splits]
     named = [name for name, column in manifest.schema.columns.items() if column.names]
     return {
         "numbers": _numbers(manifest),
+        "quantiles": _quantiles(manifest),
         "lengths": _lengths(splits, manifest.schema),
         **{name: _labels(splits, name, manifest.schema.columns[name]) for name in named},
     }
@@ -183,9 +189,28 @@ def _lengths(splits: list[_Split], schema: Schema) -> Table:
 def _numbers(manifest: Manifest) -> Table:
     columns = manifest.schema.columns
     return [
-        {"column": name, "unit": "0 … 1" if columns[name].dtype == "uint8" else columns[name].unit, **values}
+        {
+            "column": name,
+            "unit": "0 … 1" if columns[name].dtype == "uint8" else columns[name].unit,
+            **{key: value for key, value in values.items() if not isinstance(value, list)},
+        }
         for name, values in manifest.statistics.items()
         if not columns[name].names
+    ]
+
+
+def _quantiles(manifest: Manifest) -> Table:
+    return [
+        {
+            "column": name,
+            "statistic": statistic,
+            "entries": len(values),
+            **{f"{100 * share:g} %": float(np.quantile(values, share)) for share in _SHARES},
+        }
+        for name, statistics in manifest.statistics.items()
+        if not manifest.schema.columns[name].names
+        for statistic, values in statistics.items()
+        if isinstance(values, list)
     ]
 
 

@@ -5,15 +5,11 @@ name never holds half a dataset. The same raw files and options give byte-identi
 """
 
 import contextlib
-import errno
 import hashlib
 import json
-import logging
 import os
 import secrets
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -41,24 +37,24 @@ from voxray.data.manifest import (
     fsync_folder,
     write_manifest,
 )
+from voxray.data.merge import UNMERGED, merge_shards
+from voxray.data.prepared_rows import ShardRows
 from voxray.data.raw import has_networks, raw_rows, row_stages
+from voxray.data.room import check_free_space, full_or_unwritable, remove
+from voxray.data.shard_tasks import Progress, run_shard_tasks
 from voxray.data.shards import row_bytes, value_bytes
 from voxray.data.statistics import Sums, add, statistics_of
 
 MAX_BAD_ROWS_SHOWN = 20
 SAMPLED_ROWS = 16  # decoded to learn how large rows are, where they differ
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _TABLE_SUFFIXES = (
     ".csv",
     ".tsv",
     ".txt",
     ".json",
 )  # their bytes, not only their sizes, go into the fingerprint
-_REMOVE_TRIES, _REMOVE_WAIT_S = 20, 0.25  # tasks that are being cancelled may still be writing
 
 _SHARD = TypeAdapter(ShardInfo)
-
-Progress = Callable[[int, int], None]  # shards done, shards in all
 
 
 @dataclass(frozen=True)
@@ -79,6 +75,19 @@ class _PlannedShard:
     rows: list[int]
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What was written: the shards, the sums of training rows, the task's own statistics of columns, and the
+    groups of each split.
+    """
+
+    schema: Schema
+    shards: tuple[ShardInfo, ...]
+    sums: Sums
+    groups: dict[str, set[str]]
+    statistics: dict[str, dict[str, Any]]
+
+
 def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | None = None) -> PrepareReport:
     """Make the dataset `out` from the raw files in `source` by `task.config.data.prepare`. Ray is connected.
 
@@ -94,8 +103,8 @@ def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | Non
     schema = _resolved_schema(task, rows, added.stages)
     mean_bytes = _mean_row_bytes(task, rows, schema, added.stages)
     shards = _plan_shards(task, splits, mean_bytes)
-    num_bytes = len(rows) * mean_bytes
-    _check_free_space(out, num_bytes)
+    num_bytes = len(rows) * mean_bytes * (1 if task.merge() is None else 2)
+    check_free_space(out, num_bytes)
     fingerprint = _fingerprint(source)
     folder = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
     try:
@@ -103,7 +112,8 @@ def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | Non
         results = _write_all(task, schema, folder, shards, rows, added.stages, on_progress)
         bad += _bad_rows(shards, results, rows)
         _judge(task, bad, rows)
-        manifest = _manifest(task, schema, source, fingerprint, shards, results, rows, len(bad))
+        written = _finished(task, folder, _gathered(schema, shards, results, rows), on_progress)
+        manifest = _manifest(task, written, Source(str(source), fingerprint), len(bad))
         manifest = replace(manifest, recipe=replace(manifest.recipe, networks=added.networks))
         _check_splits_filled(task, manifest)
         _write_quarantine(folder, bad)
@@ -112,10 +122,10 @@ def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | Non
         write_manifest(folder, manifest)
         folder.rename(out)
     except OSError as error:
-        _remove(folder)
-        raise _full_or_unwritable(out, error, num_bytes) from error
+        remove(folder)
+        raise full_or_unwritable(out, error, num_bytes) from error
     finally:
-        _remove(folder)
+        remove(folder)
     fsync_folder(out.parent)
     return PrepareReport(out, manifest, tuple(bad))
 
@@ -279,13 +289,9 @@ def _write_all(
     added: Sequence[MapStage],
     on_progress: Progress | None,
 ) -> list[dict[str, Any]]:
-    """Let Ray Data write one shard per task; return the tasks' results in the shards' order."""
+    """Write one shard per task; return the tasks' results in the shards' order."""
     import ray
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     job = ShardJob(
         task=task.config.task,
         config=task.config.model_dump(mode="json"),
@@ -294,36 +300,21 @@ def _write_all(
         shards=[(shard.file, shard.split, ray.put([rows[i] for i in shard.rows])) for shard in shards],
         added=tuple(added),
     )
-    # `range` with one block per shard: one task reads its number, decodes and writes (the two are fused).
-    numbers = ray.data.range(len(shards), override_num_blocks=len(shards))
-    written = numbers.map(partial(write_planned_shard, job=job))
-    results: dict[int, dict[str, Any]] = {}
-    for row in written.iter_rows():
-        results[row["id"]] = json.loads(row["result"])
-        if problems := results[row["id"]].get("problems"):
-            raise InputError(*problems)
-        if (failure := results[row["id"]]["failure"]) is not None:
-            raise OSError(*failure)
-        if on_progress is not None:
-            on_progress(len(results), len(shards))
-    return [results[i] for i in range(len(shards))]
+    return run_shard_tasks(partial(write_planned_shard, job=job), len(shards), on_progress)
 
 
-# --- the end: manifest, quarantine, errors
+# --- the end: manifest, quarantine
 # ------------------------------------------------------------------------
 
 
-def _manifest(
-    task: TaskData,
+def _gathered(
     schema: Schema,
-    source: Path,
-    fingerprint: str,
     shards: Sequence[_PlannedShard],
     results: Sequence[dict[str, Any]],
     rows: Sequence[RawRow],
-    num_quarantined: int,
-) -> Manifest:
-    infos = [_SHARD.validate_python(result["shard"]) for result in results if result["shard"]]
+) -> _Written:
+    """Return what the tasks wrote."""
+    infos = tuple(_SHARD.validate_python(result["shard"]) for result in results if result["shard"])
     groups: dict[str, set[str]] = {}
     sums: Sums = {}
     for planned, result in zip(shards, results, strict=True):
@@ -331,15 +322,40 @@ def _manifest(
         kept = {rows[row][schema.group] for i, row in enumerate(planned.rows) if i not in bad}
         groups.setdefault(planned.split, set()).update(kept)
         sums = add(sums, result["sums"]) if result["sums"] else sums
-    num_rows = {split: sum(info.rows for info in infos if info.split == split) for split in groups}
+    return _Written(schema, infos, sums, groups, {})
+
+
+def _finished(task: TaskData, folder: Path, written: _Written, on_progress: Progress | None) -> _Written:
+    """Return it with the task's own statistics, and with merged rows where the task merges."""
+    training = [shard for shard in written.shards if shard.split == "train"]
+    written = replace(written, statistics=task.column_statistics(ShardRows(folder, training)))
+    merge = task.merge()
+    if merge is None:
+        return written
+    shard_mb = task.config.data.prepare.shard_mb
+    merged = merge_shards(merge, folder, written.schema, written.shards, shard_mb, on_progress)
+    remove(folder / UNMERGED)
+    return replace(written, schema=merged.schema, shards=merged.shards, sums=merged.sums)
+
+
+def _manifest(task: TaskData, written: _Written, source: Source, num_quarantined: int) -> Manifest:
+    num_rows = {
+        split: sum(info.rows for info in written.shards if info.split == split) for split in written.groups
+    }
+    counts = {
+        split: SplitCounts(num_rows[split], len(groups))
+        for split, groups in written.groups.items()
+        if num_rows[split]
+    }
+    statistics = statistics_of(written.sums, written.schema)
+    for name, own in written.statistics.items():
+        statistics[name] = statistics.get(name, {}) | own
     return Manifest(
-        schema=schema,
-        shards=tuple(infos),
-        counts={
-            split: SplitCounts(num_rows[split], len(groups[split])) for split in groups if num_rows[split]
-        },
-        statistics=statistics_of(sums, schema),
-        source=Source(str(source), fingerprint),
+        schema=written.schema,
+        shards=written.shards,
+        counts=counts,
+        statistics=statistics,
+        source=source,
         recipe=Recipe(task.config.task, version("voxray"), task.config.data.prepare.model_dump(mode="json")),
         num_quarantined=num_quarantined,
     )
@@ -362,39 +378,3 @@ def _write_quarantine(folder: Path, bad: Sequence[BadRow]) -> None:
         file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _check_free_space(out: Path, num_bytes: int) -> None:
-    folder, free = _free_space(out)
-    if num_bytes > free:
-        raise InputError(
-            f"the dataset needs about {num_bytes / 1e6:,.1f} MB, but '{folder}' has {free / 1e6:,.1f} MB "
-            "free; make room, or name a folder on another disk"
-        )
-
-
-def _free_space(out: Path) -> tuple[Path, int]:
-    """Return the nearest folder above `out` that exists and the free bytes there."""
-    folder = next(folder for folder in out.parents if folder.exists())
-    return folder, shutil.disk_usage(folder).free
-
-
-def _full_or_unwritable(out: Path, error: OSError, num_bytes: int) -> InputError:
-    if error.errno in _FULL_DISK:
-        folder, free = _free_space(out)
-        return InputError(
-            f"'{folder}' became full while the dataset was written: it needs about {num_bytes / 1e6:,.1f} "
-            f"MB, {free / 1e6:,.1f} MB are free now; make room, or name a folder on another disk"
-        )
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        return InputError(f"'{out}' was made by another process meanwhile; name another folder")
-    return InputError(f"'{out}' cannot be written: {error.strerror or error}; name a folder that can")
-
-
-def _remove(folder: Path) -> None:
-    """Remove the hidden folder, if the rename has not taken it away."""
-    for _ in range(_REMOVE_TRIES):
-        if not folder.exists():
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0 if not folder.exists() else _REMOVE_WAIT_S)

@@ -5,7 +5,7 @@ timm's fused ones too, use the mean and variance of the global batch. The model,
 stay what they were.
 """
 
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,28 @@ from torch.overrides import TorchFunctionMode
 
 
 class GlobalBatchNorm(TorchFunctionMode):
-    """Replaces `F.batch_norm` in training mode while it is entered; identity in evaluation or when alone."""
+    """Replaces `F.batch_norm` in training mode while it is entered; identity in evaluation or when alone.
+
+    torch leaves such a mode while a backward pass runs; `nn/recomputation.py` enters it again there.
+    """
+
+    _depth: ClassVar[int] = 0
+
+    def __enter__(self) -> Self:
+        """Take the place of `F.batch_norm`."""
+        GlobalBatchNorm._depth += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Give it back."""
+        GlobalBatchNorm._depth -= 1
+        super().__exit__(*error)
+
+    @classmethod
+    def is_entered(cls) -> bool:
+        """Whether a forward pass runs under it."""
+        return cls._depth > 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Route `F.batch_norm` to `global_batch_norm`, everything else to torch."""

@@ -1,4 +1,7 @@
-"""`report(folders, out)`: what `voxray report RUN|STUDY …` does. Reads files only; no torch, no Ray."""
+"""`report(folders, out)`: what `voxray report RUN|STUDY …` does. Reads files only, without Ray.
+
+torch is imported only where a task's figure asks for the trained model (a chest X-ray run with a bank).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

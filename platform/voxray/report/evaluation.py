@@ -1,7 +1,9 @@
 """A run's evaluated splits: metrics beside their intervals and the linear floor, and the task's figures."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,30 +23,42 @@ def evaluation_sections(run: RunFiles) -> list[Section]:
     if not run.evaluations:
         words = "This run has not been evaluated. Metrics with intervals, the floor and samples come with:"
         return [Section("Evaluation", [Text(words, f"{_evaluate(run)} --floor")])]
-    return [Section(f"Evaluation on {split}", _blocks(run, split)) for split in run.evaluations]
+    load = cache(lambda: _load(run.folder))
+    return [Section(f"Evaluation on {split}", _blocks(run, split, load)) for split in run.evaluations]
 
 
-def _blocks(run: RunFiles, split: str) -> list[Block]:
+def _blocks(run: RunFiles, split: str, load: Callable[[], Any]) -> list[Block]:
     evaluation = run.evaluations[split]
     table = evaluation.get("table")
     blocks: list[Block] = [_cards(evaluation), *_against_floor(run, split)]
     blocks += [_result_table(table)] if table else []
     module = figures_module(str(run.config.get("task", "")))
-    return blocks if module is None else [*blocks, *_task_figures(module, run, split)]
+    return blocks if module is None else [*blocks, *_task_figures(module, run, split, load)]
 
 
-def _task_figures(module: ModuleType, run: RunFiles, split: str) -> list[Block]:
+def _task_figures(module: ModuleType, run: RunFiles, split: str, load: Callable[[], Any]) -> list[Block]:
     """Return the task's own figures; where its rows cannot be shown, say why."""
     evaluation = run.evaluations[split]
-    view = RunView(run.folder, run.config, split, evaluation, read_predictions(run.folder, split))
+    own = str((run.config.get("data") or {}).get("path") or "")
+    predictions = read_predictions(run.folder, split)
+    view = RunView(run.folder, run.config, split, evaluation, predictions, load=load)
     if view.predictions is None:
         words = f"No predictions_{split}.parquet, so no samples are shown. It is written by:"
         return [*module.figures(view), Text(words, f"{_evaluate(run)} --split {split}")]
-    dataset = str(evaluation.get("dataset") or (run.config.get("data") or {}).get("path") or "")
+    train = run.dataset.location if run.dataset is not None else own
+    view = replace(view, open_train=lambda: open_rows(Path(train), "train"))
+    dataset = str(evaluation.get("dataset") or own)
     try:
         return module.figures(replace(view, take=open_rows(Path(dataset), split)))
     except InputError as error:
         return [*module.figures(view), Text(f"No samples are shown: {error}")]
+
+
+def _load(run: Path) -> Any:
+    """Return the trained run on the CPU; a report that never asks does not import torch."""
+    from voxray.train.trained.load import load
+
+    return load(run, "cpu")
 
 
 def _cards(evaluation: Numbers) -> tuple[Card, ...]:
@@ -103,7 +117,7 @@ def _against_floor(run: RunFiles, split: str) -> list[Block]:
 def _result_table(rows: list[Numbers]) -> Table:
     """Return the evaluation's table; `low` and `high` become one column."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    names = {"auroc": "AUROC", "low": "95 % interval", "floor": "linear floor"}
+    names = {"auroc": "AUROC", "ap": "AP", "low": "95 % interval", "floor": "linear floor"}
     shown = [key for key in keys if not (key == "high" and "low" in keys)]
 
     def cell(row: Numbers, key: str) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from voxray.config.errors import InputError
 from voxray.core.figures import Predictions
 from voxray.train.run_folder import RunFolder
+from voxray.train.trained.dataset_facts import DatasetFacts, read_facts
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RunFiles:
     evaluations: dict[str, dict[str, Any]]  # by split
     checkpoints: list[CheckpointEntry]
     best: dict[str, Any]
+    dataset: DatasetFacts | None  # what is known of it beside the run
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Return the log's records of one kind, in order."""
@@ -64,6 +66,7 @@ def read_run(folder: Path) -> RunFiles:
         },
         checkpoints=_checkpoints(folder / "checkpoints"),
         best=read_json(folder / "checkpoints" / "best.json", optional=True),
+        dataset=read_facts(folder),
     )
 
 

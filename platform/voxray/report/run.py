@@ -7,6 +7,8 @@ from statistics import median
 from typing import Any
 
 from voxray.config.secrets import HIDDEN, flattened, masked, masked_command
+from voxray.core.figures import Figure, TrainingView
+from voxray.core.registry import figures_module
 from voxray.report.curves import curve_figures, speed_figures
 from voxray.report.evaluation import evaluation_sections
 from voxray.report.page import (
@@ -83,7 +85,7 @@ def _key_numbers(run: RunFiles) -> tuple[Card, ...]:
 
 def _curves(run: RunFiles) -> list[Block]:
     epochs = run.of_kind("epoch")
-    figures = curve_figures(run)
+    figures = [*curve_figures(run), *_task_figures(run)]
     if not figures:
         return [Text("The log holds no updates yet.")]
     keys = dict.fromkeys(
@@ -92,6 +94,16 @@ def _curves(run: RunFiles) -> list[Block]:
     columns = tuple(key for key in keys if key != "kind")
     rows = [tuple(record.get(key) for key in columns) for record in epochs]
     return [*figures, *([Table(columns, rows, fold=f"All {len(rows)} epochs as numbers")] if rows else [])]
+
+
+def _task_figures(run: RunFiles) -> list[Figure]:
+    """Return what the task itself draws of a training; most tasks draw nothing."""
+    module = figures_module(str(run.config.get("task", "")))
+    draw = getattr(module, "training_figures", None)
+    if draw is None:
+        return []
+    statistics = run.dataset.statistics if run.dataset is not None else {}
+    return draw(TrainingView(run.config, run.records, statistics))
 
 
 def _speed(run: RunFiles) -> list[Block]:

@@ -13,6 +13,7 @@ import torch
 
 from voxray.core.batch import Batch, BatchSource, EpochRequest
 from voxray.core.evaluation import Evaluation, merge
+from voxray.core.losses import LossTerms
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
 from voxray.train.checkpoints import checkpoint
@@ -85,8 +86,9 @@ class TaskContract(ABC):
         ]
         parts = [task.collate(part) for part in halves]
         whole = task.collate(columns)
+        terms_of_parts = self._terms_of_micro_batches(task, model, parts)
         for name, term in task.loss(model, whole, self.stage()).items():
-            of_parts = sum(task.loss(model, part, self.stage())[name].sum.item() for part in parts)
+            of_parts = sum(terms[name].sum.item() for terms in terms_of_parts)
             np.testing.assert_allclose(term.sum.item(), of_parts, rtol=1e-4)
             counts = sum(int(task.normalizers(part, self.stage())[name]) for part in parts)
             assert int(task.normalizers(whole, self.stage())[name]) == counts
@@ -146,6 +148,21 @@ class TaskContract(ABC):
         other.load_state_dict(checkpoint.load(saved)[0]["model"])
         losses = [self.objective(task, m.eval(), batch).item() for m in (model, other)]
         assert losses[0] == losses[1]
+
+    def _terms_of_micro_batches(
+        self, task: Task, model: torch.nn.Module, parts: list[Batch]
+    ) -> list[LossTerms]:
+        """Return each part's terms as in an update of all of them: terms that compare rows see all rows."""
+        with torch.no_grad():
+            for index, part in enumerate(parts):
+                task.update_rows.record(index)
+                task.loss(model, part, self.stage())
+        found: list[LossTerms] = []
+        for index, part in enumerate(parts):
+            task.update_rows.replay(index)
+            found.append(task.loss(model, part, self.stage()))
+        task.update_rows.forget()
+        return found
 
     def _evaluation(self, task: Task, model: torch.nn.Module, batch_size: int) -> Evaluation:
         request = EpochRequest("val", batch_size, seed=0, shuffle=False)

@@ -35,6 +35,12 @@ class ClosedFormConfig(Section, frozen=True):
     folds: int = Field(default=5, ge=2, description="folds by group, where there are several alphas")
     per_target: bool = Field(default=False, description="an alpha of its own for each output")
     fit_intercept: bool = True
+    components: int | None = Field(
+        default=None,
+        ge=1,
+        description="regress on so many principal components of the training rows' features (of each fold's "
+        "own); default: on the features",
+    )
 
     @model_validator(mode="after")
     def _alphas_are_penalties(self) -> Self:
@@ -65,6 +71,11 @@ class TrainingConfig(Section, frozen=True):
         description="weights to begin with: a run (its best, or RUN/last), a .safetensors, .pt or .pth file, "
         "or, in a later stage, `best`, `last`, or an earlier stage's name with /best or /last; "
         "default: a later stage goes on from the one before",
+    )
+    parts: dict[str, str] = Field(
+        default={},
+        description="module of the model → a run, checkpoint or weights file that it begins the run with, "
+        "e.g. {encoder: runs/fmri_clip/mlp_standard}",
     )
     trainable: tuple[str, ...] = Field(
         default=("*",), description="globs of parameter names that are trained; all others are frozen"
@@ -175,7 +186,7 @@ class ScaleConfig(Section, frozen=True):
 
 
 class CheckpointsConfig(Section, frozen=True):
-    """Which checkpoints a run keeps in RUN/checkpoints."""
+    """Which checkpoints a run keeps in RUN/checkpoints, and what it makes of them when it has finished."""
 
     save_best: bool = True
     save_last: bool = Field(default=True, description="at the end, keep the last one beside the best")
@@ -183,6 +194,21 @@ class CheckpointsConfig(Section, frozen=True):
     save_every_n_steps: int | None = Field(default=None, ge=1, description="inside an epoch too")
     keep: int = Field(default=2, ge=1, description="newest checkpoints kept beside the best")
     asynchronous: bool = Field(default=True, description="write while training goes on, from a copy")
+    export_stages: tuple[str, ...] = Field(
+        default=(),
+        description="stages whose best weights are written to RUN/models/NAME_STAGE.pth when the run has "
+        "finished",
+    )
+    export_name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="NAME of the exported weights; default: the run's name",
+    )
+    evaluate_at_end: tuple[Literal["train", "val", "test"], ...] = Field(
+        default=(),
+        description="splits that the best weights are evaluated on when the run has finished; their "
+        "predictions are also written to RUN/EXPERIMENT_predictions.parquet and .pt",
+    )
 
 
 class WandbConfig(Section, frozen=True):

@@ -53,11 +53,12 @@ def shortened(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
         "logging.wandb.enabled": False,
         "logging.mlflow.enabled": False,
     }
-    for index, entry in enumerate(config.stages):
-        values |= {f"stages.{index}.{key}": _SHORT[key] for key in _SHORT if key in entry.model_fields_set}
+    for stage in stages if config.stages else ():
+        place, entry = f"stages.{stage.entry}", config.stages[stage.entry]
+        values |= {f"{place}.{key}": _SHORT[key] for key in _SHORT if key in entry.model_fields_set}
         if "limit_samples" in entry.model_dump().get("data", {}):
-            limit = stages[index].config.data.limit_samples or rows
-            values[f"stages.{index}.data.limit_samples"] = min(rows, limit)
+            limit = stage.config.data.limit_samples or rows
+            values[f"{place}.data.limit_samples"] = min(rows, limit)
     return resolved.with_values(values, "--fast-dev-run")
 
 

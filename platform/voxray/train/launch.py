@@ -87,7 +87,7 @@ def prepare_folder(
             f"--resume never: {run.path} holds a run already; give this one another name with run.name="
         )
     before = run.config()
-    different = differences(before, config.model_dump(mode="json"))
+    different = differences(before, config.model_dump(mode="json"), config.AFTER_TRAINING)
     if different:
         raise InputError(
             f"{run.path} holds a run of another config; give this one another name with run.name=", *different

@@ -198,7 +198,8 @@ def inside_epoch(
         metrics = {**state.epoch_totals.means(), **evaluate_now(loop, state, stage)}
         is_best = note_evaluation(loop, state, stage, metrics) and loop.config.checkpoints.save_best
         epochs = state.epochs_done + share
-        loop.log({"kind": "validation", **place_of(state, stage), "epochs": epochs, **metrics})
+        logged = {**metrics, **stored_numbers(loop, state)}
+        loop.log({"kind": "validation", **place_of(state, stage), "epochs": epochs, **logged})
         reported = {"epoch": state.epoch, "step": state.step, "epochs": epochs, **numbers(metrics)}
     is_asked = wishes.stop or wishes.save
     if is_asked or is_best or (is_save_due(loop, state) and (share < 1 or reported)):
@@ -225,7 +226,7 @@ def end_epoch(loop: Fit, state: TrainState, stage: Stage) -> None:
         is_evaluated = True
         is_better = note_evaluation(loop, state, stage, metrics)
     place = {**place_of(state, stage), "epoch": state.epoch - 1, "epochs": state.epochs_done}
-    loop.log({"kind": "epoch", **place, **metrics})
+    loop.log({"kind": "epoch", **place, **metrics, **stored_numbers(loop, state)})
     is_best = is_better and checkpoints.save_best
     is_save_epoch = state.epoch % checkpoints.save_every_n_epochs == 0
     if ended(state, training) or is_best or is_save_epoch or is_save_due(loop, state):
@@ -250,6 +251,11 @@ def evaluate_now(loop: Fit, state: TrainState, stage: Stage) -> dict[str, float 
     )
     metrics = {f"val/{name}": value for name, value in task.summarize(merged).items()}
     return {**metrics, MODEL_PARAMS: float(sum(p.numel() for p in state.model.parameters()))}
+
+
+def stored_numbers(loop: Fit, state: TrainState) -> dict[str, float | list[float]]:
+    """Return what the model has stored, for a record: of rank 0, which writes it."""
+    return loop.task.state_numbers(state.model) if collectives.rank() == 0 else {}
 
 
 def note_evaluation(loop: Fit, state: TrainState, stage: Stage, metrics: Mapping[str, object]) -> bool:
@@ -277,6 +283,7 @@ def log_step(
             **means,
             "learning_rate": rate,
             "grad_norm": round(float(norm), 6),
+            **numbers(stored_numbers(loop, state)),
             **now,
             **loop.progress(state.stage_step, planned),
             **diagnostics.memory(loop.device),

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,13 @@ def run_folder(config: RunConfig) -> RunFolder:
     return RunFolder(Path(config.storage.path) / config.task.rpartition(":")[2] / config.run_name)
 
 
+def of_last_stage(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the evaluations of the stage that a run has come to: the run's best is the best of that stage,
+    and an earlier stage may have been evaluated on other rows (`data.filter`).
+    """
+    return [record for record in evaluations if record.get("stage") == evaluations[-1].get("stage")]
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return a log's records as of one uninterrupted run.
 
@@ -194,15 +202,16 @@ def plain(value: Any) -> Any:
     return value
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return, a line each, the values that keep a run from being resumed: all but FREE_SECTIONS and more
-    epochs.
+def differences(before: dict[str, Any], now: dict[str, Any], after_training: Sequence[str] = ()) -> list[str]:
+    """Return, a line each, the values that keep a run from being resumed: all but FREE_SECTIONS, sections
+    that training does not read (`RunConfig.AFTER_TRAINING`), and more epochs.
     """
     lines = []
+    free = (*FREE_SECTIONS, *after_training)
     old, new = ({".".join(path): value for path, value in leaves(config)} for config in (before, now))
     for path in sorted(old.keys() | new.keys()):
         was, now_is = old.get(path), new.get(path)
-        if was == now_is or path.split(".")[0] in FREE_SECTIONS:
+        if was == now_is or path.split(".")[0] in free:
             continue
         if path.endswith("epochs") and isinstance(was, int) and isinstance(now_is, int) and now_is > was:
             continue

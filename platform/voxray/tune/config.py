@@ -150,7 +150,8 @@ class AblateConfig(Section, frozen=True):
         default={}, description="dotted path → values; every combination is an arm"
     )
     value: Literal["best", "last"] = Field(
-        default="best", description="which evaluation of a run counts: the best by the metric, or the last"
+        default="best",
+        description="which evaluation of a run's last stage counts: the best by the metric, or the last",
     )
     max_concurrent: int | None = Field(default=None, ge=1, description=CONCURRENT)
     executor: Executor = Field(default="auto", description=EXECUTOR)

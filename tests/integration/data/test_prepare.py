@@ -308,7 +308,7 @@ def test_a_disk_that_is_too_small_is_noticed_beforehand(big_raw: Path, small_dis
 def test_a_disk_that_fills_up_meanwhile(
     big_raw: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "_check_free_space", lambda *_: None)
+    monkeypatch.setattr(prepare_module, "check_free_space", lambda *_: None)
     (problem,) = refused(big_raw, small_disk / "ds", shard_mb=0.5)
     assert f"'{small_disk}' became full" in problem
     assert "about 2.0 MB, 1.0 MB are free now" in problem

@@ -34,7 +34,11 @@ FREE_SIZE = 32  # stands for a size that only raw files tell, e.g. an image's si
 NUM_ROWS = 70  # leaves no batch of one row, which BatchNorm refuses
 UPDATES = 3  # of each stage: momentum, warm-ups and schedules show after the first
 # Keys that decide the cost, with a cheap value: the effect of the others is looked at with it.
-CHEAP: dict[str, dict[str, Any]] = {"cxr_memory": {"model.backbone": "test_efficientnet"}}
+NO_FINDER = {"training.lr_finder": "off"}  # it makes a hundred updates
+CHEAP: dict[str, dict[str, Any]] = {
+    # A bank of 8 is full after one batch, so that what becomes of a full one shows.
+    "cxr_memory": {"model.backbone": "test_efficientnet", "memory.bank_size": 8, **NO_FINDER}
+}
 LENGTHS = ("epochs", "steps")  # keys of a stage that say how long it is
 FEW = {"data.limit_samples": 6, "training.steps": 1}
 
@@ -100,14 +104,14 @@ class Trainer:
     """Trains configs that differ in little from one another, each once."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
-        self.plan, self._folder, self._cheap = plan, folder, CHEAP[plan.base.config.task]
+        self.plan, self._folder, self.cheap = plan, folder, CHEAP[plan.base.config.task]
         self._done: dict[str, Trained] = {}
 
     def config(self, values: Mapping[str, Any], key: str = "") -> Resolved[RunConfig]:
         """A trial's config, made cheap but for the key that is looked at."""
-        cheap = {path: value for path, value in self._cheap.items() if path != key}
-        if key in self._cheap:
-            cheap = FEW
+        cheap = {path: value for path, value in self.cheap.items() if path != key} | unsaved(self.plan)
+        if key in self.cheap:
+            cheap |= FEW
         elif key.rpartition(".")[2] in LENGTHS:
             cheap |= {"data.limit_samples": FEW["data.limit_samples"]}
         else:
@@ -120,6 +124,12 @@ class Trainer:
         if name not in self._done:
             self._done[name] = Trained(config, _made(self._folder / name))
         return self._done[name]
+
+
+def unsaved(plan: Plan) -> dict[str, Any]:
+    """Nothing is saved here, so a stage goes on from the one before."""
+    stages = plan.base.config.resolved_stages()
+    return {f"stages.{s.entry}.start_from": "" for s in stages if s.index and s.training.start_from}
 
 
 def _made(folder: Path) -> Path:
@@ -163,7 +173,9 @@ def keys_without_effect(plan: Plan, folder: Path) -> list[str]:
         assert len({config.model_dump_json() for config in configs}) == NUM_SAMPLES, "no two alike"
         varied, base = pairs(drawn, list(space.search.space)), drawn[0]
         # Two as they were drawn, on fewer rows.
-        one, other = (Trained(plan.trial(i, {**drawn[i], **FEW}).config, folder) for i in (0, 1))
+        fixed = {path: value for path, value in trainer.cheap.items() if path not in space.search.space}
+        fixed |= {**unsaved(plan), **FEW, **NO_FINDER}
+        one, other = (Trained(plan.trial(i, {**drawn[i], **fixed}).config, folder) for i in (0, 1))
         assert one.differs(other)
     once, again = (Trained(trainer.config(base).config, folder) for _ in range(2))
     assert not once.differs(again), "training is not deterministic, so that nothing can be said"

@@ -93,29 +93,34 @@ def test_show_prints_both_batch_sizes_whichever_was_given(
 
 
 def test_show_prints_what_each_stage_sets_and_how_many_rows_it_takes(voxray) -> None:
-    override = "stages.1.training.accumulate_grad_batches=4"
-    out, err = voxray("show", "baseline_effv2s", override)
+    override = "stages.2.training.accumulate_grad_batches=4"
+    out, err = voxray("show", "memory_dev", override)
     stages = out.partition("\nstages\n")[2].partition("\n\n")[0].splitlines()
     shown = {line.split()[0]: line.split()[1] for line in stages}
     assert shown == {
-        "0.name": "phase1", "0.epochs": "20", "0.learning_rate": "0.0001", "0.batch_size": "64",
-        "0.batch_size_per_worker": "64", "0.rows_per_update": "64",
-        "1.name": "phase2", "1.epochs": "5", "1.learning_rate": "8e-05", "1.batch_size": "128",
-        "1.accumulate_grad_batches": "4", "1.batch_size_per_worker": "128", "1.rows_per_update": "512",
+        "0.name": "phase1_frozen", "0.epochs": "1", "0.parameters.backbone.freeze": "true",
+        "0.batch_size": "32", "0.batch_size_per_worker": "32", "0.rows_per_update": "32",
+        "1.name": "phase1", "1.epochs": "3",
+        "1.batch_size": "32", "1.batch_size_per_worker": "32", "1.rows_per_update": "32",
+        "2.name": "phase2", "2.data.filter": "''", "2.epochs": "1", "2.start_from": "phase1/best",
+        "2.parameters.backbone.learning_rate": "0.0003", "2.learning_rate": "0.001",
+        "2.schedule": "one_cycle", "2.memory.momentum": "0.9999", "2.batch_size": "64",
+        "2.accumulate_grad_batches": "4", "2.batch_size_per_worker": "64", "2.rows_per_update": "256",
     }  # fmt: skip
-    canonical = "stages.1.accumulate_grad_batches"
-    assert f"note: command line: stages.1.training.accumulate_grad_batches is {canonical} here" in err
+    canonical = "stages.2.accumulate_grad_batches"
+    assert f"note: command line: stages.2.training.accumulate_grad_batches is {canonical} here" in err
 
 
 def test_show_reads_a_guides_file(tmp_path: Path, voxray) -> None:
     old = tmp_path / "old.yaml"
     old.write_text("experiment_name: theirs\nmemory: {bank_slots: 512}\nphase1: {batch_size: 64}\n")
     out, err = voxray("show", str(old))
-    assert f"note: {old}:3: phase1.batch_size is stages.0.batch_size here" in err
+    assert f"note: {old}:3: phase1.batch_size is training.batch_size here" in err
     left = out.partition("not mapped:\n")[2].split()
     assert left == ["memory.bank_slots", "512", f"{old}:2", "no", "key", "of", "cxr_memory"]
     rows = {row["key"]: row for row in json.loads(voxray("show", str(old), "--json")[0])}
-    assert rows["stages.0.batch_size"]["value"] == 64
+    assert rows["training.batch_size"]["value"] == 64
+    assert [rows[f"stages.{n}.name"]["value"] for n in range(3)] == ["phase1_frozen", "phase1", "phase2"]
     assert rows["memory.bank_slots"]["not_mapped"] == "no key of cxr_memory"
 
 

@@ -10,7 +10,7 @@ from voxray.config.errors import InputError
 from voxray.config.files import read_layers
 from voxray.config.resolve import Resolved, resolve
 from voxray.config.section import Section
-from voxray.config.spellings import Aliases, Spelling, Spellings
+from voxray.config.spellings import NOTHING, Aliases, Spelling, Spellings
 from voxray.config.tree import Node
 
 
@@ -57,6 +57,17 @@ TABLE: Aliases = {
     "first.lr": "steps.0.lr",
     "second.rate": "steps.1.rate",
     "freeze": Spelling(instead="write a step of its own"),
+    "rates": Spelling(
+        "training.rate", lambda pair: pair[1], more=(Spelling("tracker.project", lambda pair: str(pair[0])),)
+    ),
+    "pause": Spelling(
+        "training.stop",
+        lambda value: value > 0,
+        more=(Spelling("training.patience", lambda value: value or NOTHING),),
+    ),
+    "later": Spelling(
+        "steps.1", within={"steps": [{}, {"name": "b", "rate": 4.0}]}, holds={"steps.1.name": "b"}
+    ),
 }
 
 
@@ -137,6 +148,54 @@ def test_what_goes_with_a_key_is_set_where_nothing_else_sets_it(tmp_path: Path) 
     assert not build(tmp_path, off).config.tracker.enabled
     assert not build(tmp_path, "mlflow: {tags: {a: b}}", "tracker=false").config.tracker.enabled
     assert not build(tmp_path, "", "stop={patience: 3, enabled: false}").config.training.stop
+
+
+def test_a_key_may_say_several_whatever_is_set_there(tmp_path: Path) -> None:
+    before = "training: {rate: 9.0, patience: 5}\ntracker: {project: old}\n"
+    resolved = build(tmp_path, before, "rates=[2, 3]")
+    assert (resolved.config.training.rate, resolved.config.tracker.project) == (3.0, "2")
+    assert "command line: rates: [2, 3] is training.rate: 3 here" in resolved.notes
+    assert "command line: rates: [2, 3] is tracker.project: '2' here" in resolved.notes
+    assert resolved.spelled == {"training.rate": "rates", "tracker.project": "rates"}
+    assert resolved.place("training.rate") == "training.rate (rates, command line)"
+    later = resolved.with_values({"training.rate": 1.0}, "trial 0")
+    assert later.place("training.rate") == "training.rate (trial 0)"
+    contradiction = "rates: [2, 3]\ntraining: {rate: 9.0}\n"
+    assert "rates: 3 contradicts 9.0" in problems_of(tmp_path, contradiction)
+
+
+@pytest.mark.parametrize(("value", "stop", "patience"), [(3, True, 3), (0, False, 5)])
+def test_a_value_may_say_nothing_at_one_of_a_keys_paths(
+    tmp_path: Path, value: int, stop: bool, patience: int
+) -> None:
+    training = build(tmp_path, "training: {patience: 5}\n", f"pause={value}").config.training
+    assert (training.stop, training.patience) == (stop, patience)
+
+
+def test_what_a_files_key_takes_for_granted_is_set_where_nothing_is(tmp_path: Path) -> None:
+    resolved = build(tmp_path, "later: {rate: 0.5}\n")
+    assert resolved.config.steps == (Step(), Step(name="b", rate=0.5))
+    assert resolved.sources["steps.1.name"] == "goes with later.rate"
+    assert any("later.rate sets steps=" in note for note in resolved.notes)
+    own = build(tmp_path, "steps: [{name: a}, {name: b}, {name: c}]\nlater: {rate: 0.5}\n").config.steps
+    assert own == (Step(name="a"), Step(name="b", rate=0.5), Step(name="c"))
+    assert build(tmp_path, "steps: [{}, {name: b}]\n", "later.rate=0.5").config.steps[1].rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "is_here"),
+    [
+        ("steps: [{}, {name: other}]\nlater: {rate: 0.5}\n", "", "is 'other'"),
+        ("steps: [{}, {name: other}]\n", "later.rate=0.5", "is 'other'"),
+        ("steps: [{}]\n", "later.rate=0.5", "is not there"),
+        ("", "later.rate=0.5", "is not there"),  # a command line makes no list
+    ],
+)
+def test_a_key_never_means_an_entry_of_another_name(
+    tmp_path: Path, text: str, override: str, is_here: str
+) -> None:
+    problems = problems_of(tmp_path, text, *[override] * bool(override))
+    assert f"later.rate is steps.1.rate where steps.1.name is 'b', and here it {is_here}" in problems
 
 
 def test_an_entry_of_a_list_is_read_in_its_place(tmp_path: Path) -> None:

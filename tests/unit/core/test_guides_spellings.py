@@ -195,8 +195,8 @@ def test_early_stopping_may_be_a_section(key: str, tmp_path: Path) -> None:
         (FMRI, "training.warmup_epochs=5", "write training.warmup_fraction"),
         (FMRI, "ridge.alpha=1000", r"write training\.closed_form\.alphas"),
         (TEXT, "lr_min=0.0001", "write training.min_lr_fraction, lr_min / lr_max"),
-        (CXR, "phase1.freeze_epochs=3", "write a stage of its own before this one"),
-        (CXR, "phase2.lr_min=2e-5", "write training.min_lr_fraction"),
+        (CXR, "training.freeze_epochs=3", "write a stage of its own before this one"),
+        (CXR, "stages.1.min_lr=2e-5", "write training.min_lr_fraction"),
         (CXR, "training.fast_dev_run=true", "--fast-dev-run"),
     ],
 )
@@ -237,8 +237,8 @@ ridge: {alpha: 1000.0, alpha_range: [0.1, 1000.0], cv_folds: 5}
 @pytest.mark.parametrize(
     ("text", "task", "ours", "unmapped"),
     [
-        (PHASES, CXR, {"data.read_threads": 4, "checkpoints.save_best": True},
-         {"phase1.filter_normal", "phase1.freeze_epochs"}),
+        (PHASES, CXR, {"data.read_threads": 4, "checkpoints.save_best": True, "data.filter": "any(labels)"},
+         set()),
         (MAIN_CONFIG, RETINA, {"training.batch_size": 6, "training.validate_every.epochs": 5,
                                "scale.num_workers": 3, "data.read_threads": 8}, set()),
         (TRAINING_ARGS, TEXT, {"training.steps": 120000, "training.learning_rate": 0.005,
@@ -262,16 +262,20 @@ def test_a_guides_file_is_shown_in_our_words(
     assert all(left.reason for left in guide.unmapped)
 
 
-def test_a_phase_of_the_chest_guide_is_a_stage(tmp_path: Path) -> None:
+def test_the_phases_of_the_chest_guide_are_stages(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text(PHASES)
     guide = read_guide(tmp_path / "old.yaml")
     assert guide is not None
-    first, second = (stage.training for stage in guide.resolved.config.resolved_stages())
-    assert (first.batch_size, first.epochs, first.optimizer, first.lr_finder) == (64, 20, "adam", "valley")
-    assert (first.learning_rate, first.early_stopping, first.patience, first.min_delta) == (
-        1e-4, True, 5, 1e-4)  # fmt: skip
+    stages = guide.resolved.config.resolved_stages()
+    frozen, first, second = (stage.training for stage in stages)
+    for training in (frozen, first):
+        assert (training.batch_size, training.optimizer, training.lr_finder) == (64, "adam", "valley")
+        assert (training.learning_rate, training.early_stopping, training.patience, training.min_delta) == (
+            1e-4, True, 5, 1e-4)  # fmt: skip
+    assert (frozen.epochs, first.epochs, frozen.parameters["backbone"].freeze) == (3, 20, True)
     assert (second.batch_size, second.epochs, second.learning_rate, second.start_from) == (
-        128, 5, 8e-5, "best")  # fmt: skip
-    assert (second.early_stopping, second.lr_finder) == (False, "off")
-    memories = [stage.config.model_dump()["memory"] for stage in guide.resolved.config.resolved_stages()]
-    assert [memory["momentum"] for memory in memories] == [0.9, 0.9999]
+        128, 5, 8e-5, "phase1/best")  # fmt: skip
+    assert second.lr_finder == "off"
+    assert [stage.config.data.filter for stage in stages] == ["any(labels)", "any(labels)", ""]
+    memories = [stage.config.model_dump()["memory"] for stage in stages]
+    assert [memory["momentum"] for memory in memories] == [0.9, 0.9, 0.9999]

@@ -79,6 +79,38 @@ def test_a_rare_label_reaches_every_split(seed: int) -> None:
     assert {splits[str(i)] for i in range(3)} == {"train", "val", "test"}
 
 
+def test_nihs_lists_leave_a_tenth_of_the_other_patients_for_validation() -> None:
+    """A tenth of NIH (30,805 patients, 227 images of Hernia), a fifth of its patients in the test list."""
+    rng = np.random.default_rng(0)
+    num_patients, num_images, num_hernia = 3080, 11_212, 23
+    patient = np.sort(rng.integers(0, num_patients, num_images))
+    labels = np.zeros((num_images, 2))
+    labels[rng.choice(num_images, num_hernia, replace=False), 0] = 1
+    labels[:, 1] = rng.random(num_images) < 19_894 / 112_120  # Infiltration
+    is_test = rng.random(num_patients)[patient] < 0.2
+    declared = ["test" if flag else "train" for flag in is_test]
+    shares = SplitsConfig(train=0.9, val=0.1)
+    splits = assign_splits([str(name) for name in patient], shares, 85, labels, declared)
+    rows = np.array([splits[str(name)] for name in patient])
+    np.testing.assert_array_equal(rows == "test", is_test)
+    assert (rows == "val").sum() == pytest.approx(0.1 * (~is_test).sum(), abs=5)
+    hernia = labels[~is_test, 0].sum()
+    assert labels[rows == "val", 0].sum() == pytest.approx(0.1 * hernia, abs=1)
+    assert labels[rows == "val", 1].sum() == pytest.approx(0.1 * labels[~is_test, 1].sum(), abs=3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_most_are_positive_the_negatives_reach_every_split(seed: int) -> None:
+    """In the covid set 191 of 201 images show pneumonia: by chance a split lacks the others."""
+    groups = [str(i) for i in range(200)]
+    labels = np.full((200, 2), np.nan)
+    labels[:, 0] = 1
+    labels[:3, 0] = 0
+    labels[:, 1] = 1  # known, but the same in all rows: nothing to balance
+    splits = assign_splits(groups, DEFAULT, seed, labels)
+    assert {splits[str(i)] for i in range(3)} == {"train", "val", "test"}
+
+
 def test_one_giant_patient_stays_whole_and_goes_to_train() -> None:
     groups = ["giant"] * 60 + [str(i) for i in range(40)]
     splits = assign_splits(groups, DEFAULT, 0)

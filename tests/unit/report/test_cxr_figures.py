@@ -14,7 +14,8 @@ from voxray.core.registry import figures_module
 from voxray.report.read import read_predictions
 from voxray.report.rows import open_rows
 from voxray.tasks.cxr_memory.config import LABELS
-from voxray.tasks.cxr_memory.figures import NUM_TILES, _extremes, _png, figures
+from voxray.tasks.cxr_memory.figures import figures
+from voxray.tasks.cxr_memory.figures.images import NUM_TILES, extremes, png
 
 
 @pytest.fixture
@@ -68,7 +69,11 @@ def test_each_tile_shows_its_own_row(shown: dict[str, Figure]) -> None:
 
 def test_the_most_confident_is_first(shown: dict[str, Figure]) -> None:
     labels, scores = make_labels(), make_scores()
-    first = {title: float(shown[title].tiles[0].title.partition("= ")[2]) for title in list(shown)[1:]}
+    first = {
+        title: float(figure.tiles[0].title.partition("= ")[2])
+        for title, figure in shown.items()
+        if figure.tiles
+    }
     assert first["Hits"] == round(scores[labels == 1].max(), 2)
     assert first["False alarms"] == round(scores[labels == 0].max(), 2)
     assert first["Misses"] == round(scores[labels == 1].min(), 2)
@@ -76,13 +81,13 @@ def test_the_most_confident_is_first(shown: dict[str, Figure]) -> None:
 
 def test_extremes_take_each_row_and_each_label_once() -> None:
     scores = np.array([[0.9, 0.8, 0.1], [0.7, 0.6, 0.2], [0.5, 0.4, 0.3]])
-    assert _extremes(scores, np.ones((3, 3), bool)) == [(0, 0), (1, 1), (2, 2)]
-    assert _extremes(scores, np.array([[False] * 3, [False, True, False], [False] * 3])) == [(1, 1)]
-    assert _extremes(scores, np.zeros((3, 3), bool)) == []
+    assert extremes(scores, np.ones((3, 3), bool)) == [(0, 0), (1, 1), (2, 2)]
+    assert extremes(scores, np.array([[False] * 3, [False, True, False], [False] * 3])) == [(1, 1)]
+    assert extremes(scores, np.zeros((3, 3), bool)) == []
 
 
 def test_a_large_image_is_shrunk() -> None:
-    picture = Image.open(io.BytesIO(_png(np.zeros((1, 1024, 512), np.uint8))))
+    picture = Image.open(io.BytesIO(png(np.zeros((1, 1024, 512), np.uint8))))
     assert picture.size == (128, 256)
     assert picture.mode == "L"
 

@@ -10,7 +10,7 @@ import pytest
 from report_folders import add_evaluation, log_records, page_of, write_json
 
 from voxray.config.errors import InputError
-from voxray.report import curves
+from voxray.core import log_plots
 from voxray.report.build import report
 from voxray.report.read import read_predictions, read_run
 from voxray.report.run import source_of
@@ -146,7 +146,7 @@ def test_stages_are_marked_where_they_begin(run: Path) -> None:
 
 
 def test_a_long_log_is_thinned_and_says_so(run: Path) -> None:
-    num = 3 * curves.MAX_POINTS + 1
+    num = 3 * log_plots.MAX_POINTS + 1
     lines = [
         json.dumps({"kind": "step", "stage": "m", "step": i, "train/loss": 1.0 / i})
         for i in range(1, num + 1)
@@ -154,7 +154,7 @@ def test_a_long_log_is_thinned_and_says_so(run: Path) -> None:
     (run / "log.jsonl").write_text("\n".join(lines) + "\n")
     page = page_of(run)
     drawn = page.plots("Loss")["data"][0]
-    assert len(drawn["x"]) <= curves.MAX_POINTS + 1
+    assert len(drawn["x"]) <= log_plots.MAX_POINTS + 1
     assert (drawn["x"][0], drawn["x"][-1]) == (1, num)
     assert "Every 4th of 6,001 logged updates is drawn." in page.text
 

@@ -7,17 +7,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voxray.tasks.cxr_memory.bank_state import BankRows, BankState
+from voxray.tasks.cxr_memory.bank_update import updated
 from voxray.tasks.cxr_memory.config import MemoryConfig
-from voxray.tasks.cxr_memory.memory_bank import BankState, MemoryBank, retrieve, updated
+from voxray.tasks.cxr_memory.memory_bank import MemoryBank, retrieve
 
 STRATEGIES = ("rarity", "statistical", "diversity", "hybrid", "fifo")
+
+
+def rows_of(features, valid=None, labels=None, ids=None) -> BankRows:
+    """Rows as they are offered; real and with one unknown label unless told otherwise."""
+    num = len(features)
+    valid = torch.ones(num, dtype=torch.bool) if valid is None else torch.as_tensor(valid)
+    labels = torch.full((num, 1), torch.nan) if labels is None else torch.as_tensor(labels)
+    return BankRows(features, valid, labels, torch.arange(num) if ids is None else torch.as_tensor(ids))
+
+
+def empty(size: int, dim: int) -> BankState:
+    return BankState.empty(size, dim, 1)
 
 
 def bank_of(rows, size=None, count=None) -> BankState:
     """A bank that holds these rows."""
     rows = torch.as_tensor(rows, dtype=torch.float32)
     size = size or len(rows)
-    bank = MemoryBank(MemoryConfig(bank_size=size), rows.shape[1])
+    bank = MemoryBank(MemoryConfig(bank_size=size), rows.shape[1], 1)
     bank.memory_MD[: len(rows)] = rows
     bank.count.fill_(len(rows) if count is None else count)
     bank.ptr.copy_(bank.count % size)
@@ -71,24 +85,23 @@ def test_rarity_scores_of_the_gold_values():
     torch.testing.assert_close(
         scores, torch.tensor([0.047619, 0.904762, 0.809524, 0.047619]), atol=1e-5, rtol=0
     )
-    valid = torch.ones(4, dtype=torch.bool)
-    ours = updated(BankState.empty(8, 2), z, valid, MemoryConfig(bank_size=8, min_fill=0))
+    ours = updated(empty(8, 2), rows_of(z), MemoryConfig(bank_size=8, min_fill=0))
     assert ours.memory_MD[: int(ours.count)].tolist() == z[[1, 2]].tolist()
-    upstream = updated(BankState.empty(8, 2), z, valid, MemoryConfig(bank_size=8, compat="upstream"))
+    upstream = updated(empty(8, 2), rows_of(z), MemoryConfig(bank_size=8, compat="upstream"))
     assert upstream.memory_MD[: int(upstream.count)].tolist() == z[[0, 3]].tolist()
 
 
 def test_a_full_slot_moves_by_one_minus_the_momentum():
-    a, b, one = torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0, -1.0]]), torch.ones(1, dtype=torch.bool)
-    written = updated(bank_of(a), b, one, MemoryConfig(bank_size=1, update_strategy="fifo"))
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0, -1.0]])
+    written = updated(bank_of(a), rows_of(b), MemoryConfig(bank_size=1, update_strategy="fifo"))
     torch.testing.assert_close(written.memory_MD, 0.9 * a + 0.1 * b)
     bank = bank_of(a)
     slow = MemoryConfig(bank_size=1, update_strategy="fifo", momentum=0.9999)
     for _ in range(1000):
-        bank = updated(bank, b, one, slow)
+        bank = updated(bank, rows_of(b), slow)
     torch.testing.assert_close(bank.memory_MD, a + (1 - 0.9999**1000) * (b - a), atol=1e-3, rtol=0)  # 9.5 %
     plain = MemoryConfig(bank_size=1, update_strategy="fifo", momentum_mode="stats")
-    assert torch.equal(updated(bank_of(a), b, one, plain).memory_MD, b)
+    assert torch.equal(updated(bank_of(a), rows_of(b), plain).memory_MD, b)
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,13 +117,13 @@ def test_the_bank_is_the_rule_row_by_row(strategy, size, batches, mode, seed):
         update_strategy=strategy, bank_size=size, momentum_mode=mode, top_k=3, momentum=0.75
     )
     generator = torch.Generator().manual_seed(seed)
-    bank, reference = BankState.empty(size, 4), RowByRow(config)
+    bank, reference = empty(size, 4), RowByRow(config)
     counts = [0]
     for num in batches:
         rows = torch.randn(num, 4, generator=generator)
         padding = torch.randn(2, 4, generator=generator)
         valid = torch.tensor([True] * num + [False] * 2)
-        bank = updated(bank, torch.cat([rows, padding]), valid, config)
+        bank = updated(bank, rows_of(torch.cat([rows, padding]), valid), config)
         reference.update(list(rows))
         counts.append(int(bank.count))
         assert int(bank.count) == len(reference.slots)
@@ -125,11 +138,10 @@ def test_the_bank_is_the_rule_row_by_row(strategy, size, batches, mode, seed):
 
 def test_the_running_statistics_are_torchs_over_the_batch():
     z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    valid = torch.ones(6, dtype=torch.bool)
-    first = updated(BankState.empty(2, 3), z, valid, MemoryConfig(bank_size=2))
+    first = updated(empty(2, 3), rows_of(z), MemoryConfig(bank_size=2))
     torch.testing.assert_close(first.feat_mean_D, z.mean(0))
     torch.testing.assert_close(first.feat_var_D, z.var(0, unbiased=False))
-    second = updated(first, 2 * z, valid, MemoryConfig(bank_size=2))
+    second = updated(first, rows_of(2 * z), MemoryConfig(bank_size=2))
     torch.testing.assert_close(
         second.feat_var_D, 0.9 * first.feat_var_D + 0.1 * (2 * z).var(0, unbiased=False)
     )
@@ -138,9 +150,9 @@ def test_the_running_statistics_are_torchs_over_the_batch():
 
 def test_an_empty_bank_gives_exactly_nothing():
     query = torch.randn(3, 4)
-    found = retrieve(BankState.empty(5, 4), query, MemoryConfig(bank_size=5))
+    found = retrieve(empty(5, 4), query, MemoryConfig(bank_size=5))
     assert torch.equal(found, torch.zeros(3, 4))
-    bank = MemoryBank(MemoryConfig(bank_size=5), 4).eval()
+    bank = MemoryBank(MemoryConfig(bank_size=5), 4, 1).eval()
     assert torch.equal(bank(query), query)
 
 
@@ -183,7 +195,7 @@ def test_the_gradient_reaches_the_query_and_never_the_bank():
     generator = torch.Generator().manual_seed(0)
     memory = torch.randn(4, 3, generator=generator, dtype=torch.float32)
     query = torch.randn(2, 3, generator=generator, requires_grad=True)
-    bank = MemoryBank(MemoryConfig(bank_size=4, top_k=2), 3)
+    bank = MemoryBank(MemoryConfig(bank_size=4, top_k=2), 3, 1)
     bank.memory_MD.copy_(memory)
     bank.count.fill_(4)
     bank(query).square().sum().backward()
@@ -198,37 +210,42 @@ def test_the_gradient_reaches_the_query_and_never_the_bank():
     assert exact
 
 
+def offer(bank: MemoryBank, features, ids) -> torch.Tensor:
+    """A forward pass of announced rows, without labels."""
+    rows = rows_of(features, ids=ids)
+    bank.expect(rows.valid_B, rows.labels_BK, rows.row_B)
+    return bank(features)
+
+
 def test_written_once_per_update_and_forgotten_when_it_is_skipped():
     config = MemoryConfig(bank_size=8, update_strategy="fifo")
-    bank, whole = MemoryBank(config, 2), MemoryBank(config, 2)
+    bank, whole = MemoryBank(config, 2, 1), MemoryBank(config, 2, 1)
     rows = torch.arange(12.0).reshape(6, 2)
-    for part in rows.split(3):
+    for part, ids in zip(rows.split(3), ([0, 1, 2], [3, 4, 5]), strict=True):
         before = bank.memory_MD.clone()
-        bank(part)
-        bank.mark_valid(torch.ones(3, dtype=torch.bool))
+        offer(bank, part, ids)
         assert torch.equal(bank.memory_MD, before)
     bank.write()
-    whole(rows)
-    whole.mark_valid(torch.ones(6, dtype=torch.bool))
+    offer(whole, rows, range(6))
     whole.write()
     assert all(torch.equal(a, b) for a, b in zip(bank.buffers(), whole.buffers(), strict=True))
-    bank(rows + 100)
+    offer(bank, rows + 100, range(6))
     bank.forget()
     bank.write()
     assert torch.equal(bank.memory_MD, whole.memory_MD)
 
 
 def test_a_reservoir_keeps_every_vector_with_the_same_chance():
-    """Algorithm R: after n vectors each is there with probability M / n; a χ² test over 3,000 banks."""
+    """Algorithm R: after n vectors each is there with probability M / n; a χ² test over 600 banks."""
     config = MemoryConfig(bank_size=4, update_strategy="reservoir")
     rows = torch.eye(20)
     kept = torch.zeros(20)
-    for seed in range(3000):
-        bank = BankState.empty(4, 20)
+    for seed in range(600):
+        bank = empty(4, 20)
         for part in rows.split(6):
-            bank = updated(bank, part, torch.ones(len(part), dtype=torch.bool), config, seed)
+            bank = updated(bank, rows_of(part), config, seed)
         kept += bank.memory_MD.sum(0)
-    expected = 3000 * 4 / 20
-    assert kept.sum() == 3000 * 4
+    expected = 600 * 4 / 20
+    assert kept.sum() == 600 * 4
     chi2 = ((kept - expected) ** 2 / (expected * (1 - 4 / 20))).sum()
     assert chi2 < 43.8  # 99.9 % quantile with 19 degrees of freedom

@@ -68,6 +68,12 @@ def test_only_scale_logging_checkpoints_and_more_epochs_may_differ():
     ]
 
 
+def test_sections_that_training_does_not_read_may_differ():
+    before, now = ({"generation": {"steps": steps}, "data": {"path": "a"}} for steps in (2, 3))
+    assert differences(before, now, ("generation",)) == []
+    assert differences(before, now) == ["generation.steps: 2 before, 3 now"]
+
+
 def test_a_folder_that_is_no_run_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="is not a run"):
         RunFolder(tmp_path).config()

@@ -102,7 +102,7 @@ def test_the_model_outlives_its_dataset(run: Path, config, dataset: Path) -> Non
     ):
         voxray.evaluate(trained)
     (run / "dataset.json").unlink()
-    with pytest.raises(InputError, match=r"is no dataset"):
+    with pytest.raises(InputError, match=r"there is no folder"):
         voxray.load(run)
 
 

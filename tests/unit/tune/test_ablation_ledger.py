@@ -310,6 +310,14 @@ def test_the_evaluation_that_counts():
     assert chosen_evaluation(records[:5], [auroc, loss], "last")["step"] == 5
     assert chosen_evaluation(records, [auroc], "last") is None
     assert chosen_evaluation(records, [loss, auroc], "best") is None
+    # Of the last stage alone: `best` names that one's, and an earlier stage may have had fewer rows.
+    stages = [
+        {"kind": "epoch", "stage": name, "step": step, "val/auroc": value}
+        for step, (name, value) in enumerate(
+            [("phase1", 0.9), ("phase2", 0.6), ("phase2", 0.7), ("phase2", 0.5)]
+        )
+    ]
+    assert chosen_evaluation(stages, [auroc], "best")["step"] == 2
 
 
 def test_several_metrics_have_a_table_each_over_the_same_evaluations(ablation, tmp_path):

@@ -111,6 +111,21 @@ def test_the_mean_over_seeds_of_each_seeds_best_is_told(tmp_path):
     assert trial.intermediate_values == {0: 0.5, 1: 0.2, 2: 0.3}  # of the first seed
 
 
+def test_a_trial_of_several_stages_has_the_best_of_its_last(tmp_path):
+    ledger = ledger_of(tmp_path / "s")
+    ledger.ask(0)
+    stages = [("phase1", 0.1), ("phase1", 0.2), ("phase2", 0.5), ("phase2", 0.4), ("phase2", 0.6)]
+    records = [
+        {"kind": "epoch", "stage": stage, "step": step, "epochs": step, "val/loss": loss}
+        for step, (stage, loss) in enumerate(stages)
+    ]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    ledger.report(0, {"step": 0, "val/loss": 0.1})
+    row = ledger.finish(0, Job(0, (Run(tmp_path / "run", None),), "inline"))
+    assert (row.value, row.step) == (0.4, 3)
+
+
 def test_several_objectives_keep_their_curves_and_the_front(tmp_path):
     ledger = ledger_of(tmp_path, LOSS, GAIN)
     points = [(0.5, 0.5), (0.2, 0.4), (0.9, 0.9), (0.6, 0.4), (0.2, 0.3)]

@@ -5,6 +5,7 @@ e.g. final [M, 768], layer_4 [M, 768].
 """
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,24 @@ from voxray.data.formats.npy import ArrayError, NpzArray, index_npz
 FILE_NAME = "clip.npz"
 ID = "nsd_id"
 PREFIX = "clip_"  # of the columns' names
+
+
+class RowArray(Protocol):
+    """An array in a file, of which one entry at a time is read."""
+
+    @property
+    def path(self) -> str:
+        """The file, for messages."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What the array is called in it."""
+        ...
+
+    def read_row(self, index: int, num_axes: int = 1) -> np.ndarray:
+        """Return entry `index` over all but the last `num_axes` axes. Raises ArrayError."""
+        ...
 
 
 class ClipTargets:
@@ -76,7 +95,7 @@ def load_targets(row: RawRow) -> RawRow:
     }
 
 
-def read_finite(row: RawRow, array: NpzArray, index: int, num_axes: int) -> np.ndarray:
+def read_finite(row: RawRow, array: RowArray, index: int, num_axes: int) -> np.ndarray:
     """Return entry `index` of an array as float32. Raises BadRowError, naming file and trial."""
     try:
         values = array.read_row(index, num_axes).astype(np.float32)

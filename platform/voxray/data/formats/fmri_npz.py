@@ -5,7 +5,7 @@ The layout is told by the names of the arrays (LAYOUTS). Our own: `<subject>.npz
 The sets: Haxby 2001 slices, van Gerven's handwritten digits, Kriegeskorte's dissimilarity matrices.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from voxray.core.schema import SPLITS
 from voxray.core.task import BadRow, RawRow
 from voxray.data.formats.clip_targets import FILE_NAME as TARGETS
 from voxray.data.formats.clip_targets import ID as TARGET_ID
-from voxray.data.formats.clip_targets import ClipTargets, find_targets, load_targets, read_finite
+from voxray.data.formats.clip_targets import PREFIX, ClipTargets, find_targets, load_targets, read_finite
 from voxray.data.formats.folder import find_files
 from voxray.data.formats.npy import ArrayError, NpzArray, index_npz
 from voxray.data.formats.pictures import ArrayPicture, FilePicture, NsdPictures
@@ -57,25 +57,30 @@ _RDM, _RDM_SUBJECTS = "rdm", "subject"
 _RDM_PICTURES = "images/stim*.png"
 
 
-def read_fmri_npz(source: Path, pattern: str = "*.npz") -> Iterator[RawRow | BadRow]:
-    """Yield a row per trial of every file in `source` that `pattern` names, `clip.npz` left out.
+def read_fmri_npz(
+    source: Path, pattern: str = "*.npz", targets: Sequence[str] = ()
+) -> Iterator[RawRow | BadRow]:
+    """Yield a row per trial of every file in `source` that `pattern` names, `clip.npz` left out. `targets`
+    are further arrays [trials, …] of numbers in each file.
 
     A row has sample_id (`<file>/<trial>`), subject, stimulus_id (both text; the stimulus is the group), array
     (where x lies), index, num_voxels, origin; session (int), session_id (text, `<subject>/<session>`, the
     group where parts differ by run, as in Haxby's set), label (text), nsd_id (int) and split where the file
     has them; picture where the file or the folder has it; targets ({column: array}) and target_index where
-    there is a `clip.npz`.
+    there is a `clip.npz`; own_targets ({column: array}) where `targets` names them.
 
     Raises InputError for no file, a damaged one, an unknown layout, and lengths that do not agree.
     """
     files = _find_npz(source, pattern)
-    targets, pictures = find_targets(source), NsdPictures(source)
+    clip, pictures = find_targets(source), NsdPictures(source)
     for path in files:
         arrays = _index(path)
         if {_RDM, _RDM_SUBJECTS} <= arrays.keys():
             yield from _rdm_rows(path, arrays)
         else:
-            yield from _rows(path, arrays, _layout(path, arrays), targets, pictures)
+            own = {f"{PREFIX}{name}": _own_target(path, arrays, name) for name in targets}
+            for row in _rows(path, arrays, _layout(path, arrays), clip, pictures):
+                yield row if isinstance(row, BadRow) or not own else row | {"own_targets": own}
 
 
 def load_fmri(row: RawRow) -> RawRow:
@@ -83,7 +88,12 @@ def load_fmri(row: RawRow) -> RawRow:
 
     Raises BadRowError, naming file and trial, for values that are not finite and files that changed.
     """
-    return load_targets(row | {"x": read_finite(row, row["array"], row["index"], 1)})
+    x_V = read_finite(row, row["array"], row["index"], 1)
+    own = {
+        name: read_finite(row, array, row["index"], len(array.shape) - 1).reshape(-1)
+        for name, array in row.get("own_targets", {}).items()
+    }
+    return load_targets(row | own | {"x": x_V})
 
 
 def _find_npz(source: Path, pattern: str) -> list[Path]:
@@ -118,6 +128,19 @@ def _layout(path: Path, arrays: Mapping[str, NpzArray]) -> Layout:
         f"'{path}' holds {', '.join(arrays) or 'nothing'}; known layouts are: {known}; "
         "move the file elsewhere, or save it in one of them"
     )
+
+
+def _own_target(path: Path, arrays: Mapping[str, NpzArray], name: str) -> NpzArray:
+    """Return an array of numbers [trials, …] by its name."""
+    if name not in arrays:
+        raise InputError(f"'{path}' has no array '{name}' for `targets`; it holds {', '.join(arrays)}")
+    array, num_trials = arrays[name], arrays[_layout(path, arrays).x].shape[0]
+    if len(array.shape) < 2 or array.shape[0] != num_trials or np.dtype(array.dtype).kind not in "fiu":
+        raise InputError(
+            f"'{path}': '{name}' is {array.dtype} {list(array.shape)}, not numbers [{num_trials}, …], a "
+            "target for each trial"
+        )
+    return array
 
 
 def _rows(

@@ -7,7 +7,8 @@ betas, z-scored per session), `coco73k.npy` (which of the 73,000 pictures), `tri
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import numpy as np
 
 from voxray.config.errors import InputError
 from voxray.core.task import BadRow, BadRowError, RawRow
-from voxray.data.formats.npy import read_header
+from voxray.data.formats.npy import ArrayError, read_header
 from voxray.data.formats.pictures import decode_rgb
-from voxray.data.formats.webdataset import as_ids, decode_field, read_member, read_webdataset
+from voxray.data.formats.webdataset import Members, as_ids, decode_field, read_member, read_webdataset
 
 NUM_PICTURES = 73_000
-_TAR_NAME = re.compile(r"(train|val|test)_(subj\d\d)_\d+\.tar")
+TAR_NAME = re.compile(r"(train|val|test)_(subj\d\d)_\d+\.tar")
 _FIELDS = ("jpg;png", "coco73k.npy", "trial.npy", "num_uniques.npy")
 _MAX_NPY_HEADER_BYTES = 4096
 
@@ -81,8 +82,70 @@ def load_mindeye(row: RawRow) -> RawRow:
     return row | {"voxels": voxels, "image": image, "encoded": encoded}
 
 
+@dataclass(frozen=True)
+class SampleMember:
+    """A member of a sample in a tar: voxels [repeats, voxels], or the picture."""
+
+    path: str
+    key: str
+    field: str
+    origin: str
+    members: Mapping[str, tuple[int, int]]
+
+    @property
+    def name(self) -> str:
+        """Return the member's name."""
+        return f"{self.key}.{self.field}"
+
+    def read_row(self, index: int, num_axes: int = 1) -> np.ndarray:
+        """Return repeat `index`, [voxels]. Raises ArrayError."""
+        (values_RV,) = decode_field(self.field, self._content(), f"member '{self.name}'").values()
+        if not index < len(values_RV):
+            raise ArrayError(f"'{self.name}' ends before repeat {index}; the file changed, prepare again")
+        return values_RV[index]
+
+    def read(self) -> np.ndarray:
+        """Return the picture, uint8 [H, W, 3]. Raises BadRowError for a damaged one."""
+        return decode_rgb(self._content(), f"{self.origin} member '{self.name}'")
+
+    def _content(self) -> bytes:
+        members: Members = dict(self.members)
+        return read_member({"tar": self.path, "key": self.key, "members": members}, self.field)
+
+
+def read_mindeye_trials(source: Path, voxels: str = "nsdgeneral.npy") -> Iterator[RawRow | BadRow]:
+    """Yield a row per trial: the repeats of each sample that are different trials.
+
+    A row has sample_id (`subj01/train/sample000000300/0`), nsd_id, stimulus_id, subject, split, array and
+    index (where the voxels lie, as `load_fmri` reads them), num_voxels, picture and origin. Raises InputError
+    as `read_mindeye` does.
+    """
+    for row in read_mindeye(source, voxels):
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        trials: list[int] = row["trials"]
+        if len(trials) != row["num_repeats"]:
+            reason = f"'trial.npy' names {len(trials)} trials, but there are {row['num_repeats']} repeats"
+            yield BadRow(row["origin"], f"{reason}; pack the sample again")
+            continue
+        image_field = next(name for name in ("jpg", "png") if name in row["members"])
+        place = (row["tar"], row["key"])
+        array = SampleMember(*place, voxels, row["origin"], row["members"])
+        picture = SampleMember(*place, image_field, row["origin"], row["members"])
+        kept = {name: row[name] for name in ("nsd_id", "stimulus_id", "subject", "split", "num_voxels")}
+        for index in sorted({trial: i for i, trial in reversed(list(enumerate(trials)))}.values()):
+            yield kept | {
+                "sample_id": f"{row['sample_id']}/{index}",
+                "array": array,
+                "index": index,
+                "picture": picture,
+                "origin": f"{row['origin']} repeat {index}",
+            }
+
+
 def _parse_name(tar: Path) -> tuple[str, str]:
-    match = _TAR_NAME.fullmatch(tar.name)
+    match = TAR_NAME.fullmatch(tar.name)
     if match is None:
         raise InputError(f"'{tar}' is not named like 'train_subj01_0.tar'; name split and subject so")
     return match[1], match[2]

@@ -121,9 +121,14 @@ def square(pixels_HWC: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(resized)
 
 
+def read_picture(row: RawRow) -> RawRow:
+    """Return the row with pixels: the picture as it is in its home, uint8 [H, W, 3], RGB."""
+    return row | {"pixels": row["picture"].read()}
+
+
 def store_picture(row: RawRow, side: int, encoded: bool) -> RawRow:
-    """Return the row with image: PNG bytes of a square picture, or its uint8 [3, side, side]."""
-    pixels_HWC = square(row["picture"].read(), side)
+    """Return the row with image: PNG bytes of a square picture, or its uint8 [3, side, side], of `pixels`."""
+    pixels_HWC = square(row["pixels"], side)
     if not encoded:
         return row | {"image": np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))}
     file = io.BytesIO()

@@ -1,14 +1,17 @@
 """Typed config of the chest X-ray task, and the guide's spellings that it understands."""
 
-from typing import Literal
+import re
+from difflib import SequenceMatcher, get_close_matches
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from voxray.config.section import Section
-from voxray.config.spellings import Spelling
-from voxray.core.run_config import RunConfig
-from voxray.core.spellings import in_words, loader_workers
+from voxray.config.section import Section, errors_at
+from voxray.core.run_config import OF_A_STAGE, RunConfig
 from voxray.data.config import DataConfig, PrepareConfig
+from voxray.tasks.cxr_memory import spellings
+
+ALIASES = spellings.ALIASES
 
 # Upstream's order (DOMAINS.md S4.c); every array of labels carries these names.
 LABELS = (
@@ -34,6 +37,9 @@ TORCHVISION_NAMES = {
     "efficientnet_v2_m": "tf_efficientnetv2_m",
     "efficientnet_v2_l": "tf_efficientnetv2_l",
 }
+
+# Of a second phase: 0.9999 moves a full slot by a tenth in a thousand writes, 0.999 in a hundred.
+CALM_MOMENTUM = 0.999
 
 
 class CxrPrepareConfig(PrepareConfig, frozen=True):
@@ -101,6 +107,26 @@ class FocalConfig(Section, frozen=True):
     gamma: float = Field(default=2.0, ge=0)
 
 
+LOSSES = ("bce", "asl", "focal")
+METRICS = ("accuracy", "macro_f1")
+OWN_METRICS = ("loss", "auroc", "ap", "num_defined", "auroc_per_class", "ap_per_class")
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def _check_name(name: str, kind: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError for a name that is neither one of `choices` nor written as `module:function`."""
+    if name in choices or _REFERENCE.fullmatch(name):
+        return
+    said = name.lower()
+    near = get_close_matches(said, choices, 1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    ranked = sorted(choices, key=lambda choice: -SequenceMatcher(None, said, choice).ratio())
+    raise ValueError(
+        f"'{name}' is no {kind}; {hint}there is {', '.join(ranked)}, or a function of your own, "
+        "`module:function`"
+    )
+
+
 class ObjectiveConfig(Section, frozen=True):
     """Loss, extra metrics, augmentation."""
 
@@ -114,9 +140,29 @@ class ObjectiveConfig(Section, frozen=True):
         default="mean", description="over the known labels of an update; sum: rates then depend on its rows"
     )
     metrics: tuple[str, ...] = Field(
-        default=(), description="`module:function` of (labels, scores) → float, by name"
+        default=(),
+        description="more metrics: accuracy, macro_f1 (both at 0.5), or `module:function` of (labels, "
+        "scores), arrays [N, 14] → float",
     )
     augment: bool = Field(default=True, description="random flips and small rotations of training images")
+
+    @field_validator("loss")
+    @classmethod
+    def _is_a_loss(cls, name: str) -> str:
+        _check_name(name, "loss", LOSSES)
+        return name
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        seen: list[str] = [*OWN_METRICS]
+        for name in names:
+            _check_name(name, "metric", METRICS)
+            short = name.rpartition(":")[2]
+            if short in seen:
+                raise ValueError(f"'{name}': there is a metric '{short}' already; give yours another name")
+            seen.append(short)
+        return names
 
 
 class MemoryConfig(Section, frozen=True):
@@ -175,56 +221,52 @@ class Config(RunConfig, frozen=True):
     memory: MemoryConfig = MemoryConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
 
+    @model_validator(mode="after")
+    def _stages_share_one_bank(self, info: ValidationInfo) -> Self:
+        if info.context is OF_A_STAGE or not self.stages:
+            return self
+        first: tuple[str, int] | None = None
+        for stage in self.resolved_stages():
+            assert isinstance(stage.config, Config)
+            memory = stage.config.memory
+            if not memory.use_memory:
+                continue
+            name, size = first = first or (stage.name, memory.bank_size)
+            if size != memory.bank_size:
+                text = (
+                    f"stage '{stage.name}': bank_size={memory.bank_size} cannot take over a bank, and stage "
+                    f"'{name}' has {size}; set memory.bank_size once, outside of the stages"
+                )
+                raise errors_at([(("stages", stage.entry, "memory", "bank_size"), text)])
+        return self
+
     def told(self) -> list[str]:
-        """Return which timm model a torchvision name stands for."""
+        """Return which timm model a torchvision name stands for, and what spoils the memory of a phase 2."""
         timm_name = TORCHVISION_NAMES.get(self.model.backbone)
-        return [f"model.backbone '{self.model.backbone}' is timm's '{timm_name}'"] if timm_name else []
+        said = [f"model.backbone '{self.model.backbone}' is timm's '{timm_name}'"] if timm_name else []
+        return [*said, *self._restless_memories()]
 
-
-# A phase's key → that of a stage, which may be a spelling itself (`lr`, `use_lr_finder`).
-_OF_A_PHASE = {
-    "total_epochs": "epochs",
-    "lr_max": "learning_rate",
-    "loss": "objective.loss",
-    "patience": "early_stopping_patience",
-    "memory_momentum": "memory.momentum",
-    **{
-        key: key
-        for key in (
-            "batch_size",
-            "epochs",
-            "learning_rate",
-            "lr",
-            "lr_min",
-            "weight_decay",
-            "optimizer",
-            "early_stopping_patience",
-            "min_delta",
-            "use_lr_finder",
-            "freeze_epochs",
-        )
-    },
-}
-
-# guide's path → our path; a value of a guide's file or command line moves unchanged.
-ALIASES = {
-    "data_dir": "data.path",
-    "data.data_dir": "data.path",
-    "data.val_pct": "data.prepare.splits.val",
-    "data.valid_pct": "data.prepare.splits.val",
-    "data.image_size.0": "data.prepare.image_size",
-    "data.image_size.1": "data.prepare.image_size",
-    "data.seed": "training.seed",
-    "memory.memory_momentum": "memory.momentum",
-    "model.dropout_rate": "model.dropout",
-    **{
-        f"phase{index + 1}.{theirs}": f"stages.{index}.{ours}"
-        for index in (0, 1)
-        for theirs, ours in _OF_A_PHASE.items()
-    },
-    "phase1.num_workers": Spelling("data.read_threads", loader_workers),
-    "phase2.num_workers": Spelling("data.read_threads", loader_workers),
-    "phase1.save_best": "checkpoints.save_best",
-    "phase2.save_best": "checkpoints.save_best",
-    "phase2.load_from_phase1": Spelling("stages.1.start_from", in_words({"true": "best"})),
-}
+    def _restless_memories(self) -> list[str]:
+        """Return a warning for each stage that comes after one with fewer images or a lower momentum, and
+        whose own momentum is far from the guide's.
+        """
+        warnings: list[str] = []
+        earlier: list[Config] = []
+        for stage in self.resolved_stages():
+            here = stage.config
+            assert isinstance(here, Config)
+            memory = here.memory
+            is_second_phase = any(
+                (before.data.filter and not here.data.filter) or before.memory.momentum < memory.momentum
+                for before in earlier
+            )
+            is_written = memory.use_memory and memory.momentum_mode == "write"
+            if is_written and is_second_phase and memory.momentum < CALM_MOMENTUM:
+                warnings.append(
+                    f"warning: stage '{stage.name}': memory.momentum={memory.momentum:g} is far from 0.9999: "
+                    f"each write changes {1 - memory.momentum:.2g} of a slot of the full bank, so the images "
+                    "that come in here, normal ones among them, would soon have replaced the memories; the "
+                    "guide keeps 0.9999 in its phase 2"
+                )
+            earlier.append(here)
+        return warnings

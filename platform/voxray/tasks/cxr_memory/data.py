@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from PIL import Image
 
 from voxray.core.batch import Batch, Columns, as_tensor
@@ -68,10 +69,20 @@ def _decode(row: RawRow) -> RawRow:
 
 @dataclass(frozen=True)
 class CxrBatch(Batch):
-    """Radiographs uint8 [B, 1, H, W] and labels float32 [B, K], NaN where unknown and in padding rows."""
+    """Radiographs uint8 [B, 1, H, W] and labels float32 [B, K], NaN where unknown and in padding rows.
+
+    `row_B` is each row's `row_id`.
+    """
 
     image_BCHW: torch.Tensor
     labels_BK: torch.Tensor
+    row_B: torch.Tensor
+
+
+def row_id(sample_id: str) -> int:
+    """Return 64 bits, signed, that stand for a row wherever a text cannot be kept (XXH3)."""
+    unsigned = xxhash.xxh3_64_intdigest(sample_id.encode())
+    return unsigned - (1 << 64) if unsigned >> 63 else unsigned
 
 
 def collate(columns: Columns) -> CxrBatch:
@@ -86,6 +97,7 @@ def collate(columns: Columns) -> CxrBatch:
         position_B=as_tensor(columns["position"]),
         image_BCHW=as_tensor(columns["image"]),
         labels_BK=labels_BK,
+        row_B=torch.tensor([row_id(str(name)) for name in columns["sample_id"]], dtype=torch.int64),
     )
 
 

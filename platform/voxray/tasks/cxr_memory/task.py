@@ -12,12 +12,9 @@ from torch import nn
 from voxray.core.batch import Batch, Columns
 from voxray.core.evaluation import Evaluation, Rows, Sum
 from voxray.core.losses import LossTerm, LossTerms
-from voxray.core.registry import import_object
 from voxray.core.run_config import Stage
 from voxray.core.schema import Schema
 from voxray.core.task import BadRow, MapStage, RawRow, Summary, SynthReport, Task
-from voxray.losses.bce import bce
-from voxray.metrics.auroc import auroc_per_class
 from voxray.tasks.cxr_memory import data, objective
 from voxray.tasks.cxr_memory.config import LABELS, Config
 from voxray.tasks.cxr_memory.data import CxrBatch
@@ -29,6 +26,14 @@ class CxrMemory(Task):
 
     Config = Config
     config: Config
+
+    def __init__(
+        self, config: Config, statistics: dict[str, Any] | None = None, schema: Schema | None = None
+    ) -> None:
+        """Look up the loss and the extra metrics too: a run ends at its beginning where there is none."""
+        super().__init__(config, statistics, schema)
+        self._loss = objective.loss_function(config.objective)
+        self._metrics = objective.metric_functions(config.objective)
 
     # --- data
     def schema(self) -> Schema:
@@ -53,11 +58,19 @@ class CxrMemory(Task):
 
     # --- model and objective
     def build_model(self) -> nn.Module:
-        """Backbone and head; images are normalised by the training split's statistics."""
+        """Backbone, bank and head; without pretrained weights images are normalised by the training split's
+        statistics.
+        """
         pixels = self.statistics.get("image", {"mean": 0.5, "std": 0.25})
         config = self.config
         return CxrClassifier(
-            config.model, config.memory, len(LABELS), pixels["mean"], pixels["std"], config.training.seed
+            config.model,
+            config.memory,
+            len(LABELS),
+            pixels["mean"],
+            pixels["std"],
+            config.training.seed,
+            self.dataset_schema.columns["image"].shape[-1],
         )
 
     def before_step(self, model: nn.Module) -> None:
@@ -73,6 +86,11 @@ class CxrMemory(Task):
         if bank is not None:
             bank.write()
 
+    def state_numbers(self, model: nn.Module) -> Summary:
+        """Return what the bank holds: how many vectors, of which age, with which findings."""
+        bank = cast(CxrClassifier, model).bank
+        return {} if bank is None else {f"bank/{name}": value for name, value in bank.state.numbers().items()}
+
     def augment(self, batch: Batch, key: int) -> CxrBatch:
         """Flip and turn the images, where the objective asks for it."""
         batch = cast(CxrBatch, batch)
@@ -81,23 +99,26 @@ class CxrMemory(Task):
         return replace(batch, image_BCHW=objective.augment(batch.image_BCHW, batch.position_B, key))
 
     def normalizers(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """Count the known labels."""
-        return {"bce": (~cast(CxrBatch, batch).labels_BK.isnan()).sum()}
+        """Count the known labels; with `reduction: sum` nothing, as the loop divides by 1 then."""
+        num_known = (~cast(CxrBatch, batch).labels_BK.isnan()).sum()
+        is_sum = self.config.objective.reduction == "sum"
+        return {self._term: torch.zeros_like(num_known) if is_sum else num_known}
 
     def loss(self, model: nn.Module, batch: Batch, stage: Stage) -> LossTerms:
         """Sum the loss over the known labels."""
         batch = cast(CxrBatch, batch)
-        logits_BK = model(batch.image_BCHW)
         bank = cast(CxrClassifier, model).bank
         if bank is not None and model.training:
-            bank.mark_valid(batch.valid_B)
-        return {"bce": LossTerm(self._summed(logits_BK, batch.labels_BK))}
+            bank.expect(batch.valid_B, batch.labels_BK, batch.row_B)
+        logits_BK = model(batch.image_BCHW)
+        return {self._term: LossTerm(self._summed(logits_BK, batch.labels_BK))}
+
+    @property
+    def _term(self) -> str:
+        return self.config.objective.loss.rpartition(":")[2]
 
     def _summed(self, logits_BK: torch.Tensor, labels_BK: torch.Tensor) -> torch.Tensor:
-        name = self.config.objective.loss
-        elementwise = bce if name == "bce" else import_object(name)
-        known_BK = ~labels_BK.isnan()
-        return torch.where(known_BK, elementwise(logits_BK.float(), labels_BK.nan_to_num()), 0.0).sum()
+        return objective.summed_loss(self._loss, self.config.objective.loss, logits_BK, labels_BK)
 
     # --- evaluation
     def evaluate(self, model: nn.Module, batch: Batch, stage: Stage) -> Evaluation:
@@ -114,42 +135,41 @@ class CxrMemory(Task):
         return Evaluation({"loss": loss}, Rows(names[0], names[1], columns))
 
     def summarize(self, merged: Evaluation) -> Summary:
-        """Return the loss, AUROC per class (NaN where undefined), their mean over defined classes, extra
-        metrics.
+        """Return the loss per known label, AUROC and average precision (`ap`) per class and their means over
+        the defined ones, extra metrics.
         """
         labels_NK, scores_NK = _tensors(merged)
-        areas_K = auroc_per_class(labels_NK, scores_NK)[0]
         loss = merged.sums["loss"]
-        summary: Summary = {
+        extra = {name: metric(labels_NK, scores_NK) for name, metric in self._metrics.items()}
+        return {
             "loss": float(loss.value / loss.count),
-            "auroc": float(areas_K.nanmean()),
-            "num_defined": float((~areas_K.isnan()).sum()),
-            "auroc_per_class": areas_K.tolist(),
+            **objective.summary(labels_NK, scores_NK),
+            **extra,
         }
-        for reference in self.config.objective.metrics:
-            summary[_short(reference)] = float(import_object(reference)(labels_NK.numpy(), scores_NK.numpy()))
-        return summary
 
     def metric_names(self) -> tuple[str, ...]:
-        """Return loss, auroc, the number of defined classes, and extra metrics by their function's name."""
-        return ("loss", "auroc", "num_defined", *map(_short, self.config.objective.metrics))
+        """Return the loss, both means, the number of defined classes, extra metrics by their function's
+        name.
+        """
+        return ("loss", "auroc", "ap", "num_defined", *self._metrics)
 
     def intervals(self, merged: Evaluation, seed: int) -> dict[str, list[tuple[float, float]]]:
         """Return 95 % intervals by patient."""
         labels_NK, scores_NK = _tensors(merged)
         assert merged.rows is not None
         _, group_N = np.unique(np.asarray(merged.rows.group_id), return_inverse=True)
-        return objective.auroc_intervals(labels_NK, scores_NK, torch.from_numpy(group_N), seed)
+        return objective.intervals(labels_NK, scores_NK, torch.from_numpy(group_N), seed)
 
     def table(self, merged: Evaluation, summary: Summary) -> list[dict[str, Any]]:
-        """Return one row per finding: how many positives there are, and the AUROC."""
+        """Return one row per finding: how many positives there are, AUROC and average precision."""
         labels_NK, _ = _tensors(merged)
-        areas = cast(list[float], summary["auroc_per_class"])
-        positives_K = (labels_NK == 1).sum(0).tolist()
-        return [
-            {"label": name, "positives": positives, "auroc": area}
-            for name, positives, area in zip(LABELS, positives_K, areas, strict=True)
-        ]
+        columns = {
+            "label": LABELS,
+            "positives": (labels_NK == 1).sum(0).tolist(),
+            "auroc": cast(list[float], summary["auroc_per_class"]),
+            "ap": cast(list[float], summary["ap_per_class"]),
+        }
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def example_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Return the images, as stored: grey levels 0-255."""
@@ -164,7 +184,3 @@ def _tensors(merged: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (labels [N, K], probabilities [N, K]) of a merged evaluation."""
     assert merged.rows is not None
     return torch.from_numpy(merged.rows.columns["labels"]), torch.from_numpy(merged.rows.columns["scores"])
-
-
-def _short(reference: str) -> str:
-    return reference.rpartition(":")[2]

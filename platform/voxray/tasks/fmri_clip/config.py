@@ -1,9 +1,9 @@
 """Typed config of the fMRI-to-CLIP task (DOMAINS.md S0), and the guide's spellings of it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from voxray.config.section import Section
 from voxray.config.spellings import Spelling
@@ -44,16 +44,33 @@ class ClipTargetConfig(Section, frozen=True):
     layers: tuple[int, ...] = Field(default=(), description="blocks, from 1, whose CLS token is a target too")
     prefix: str = Field(default="", pattern=r"^[a-z0-9]*$", description="tells several towers apart")
 
+    @property
+    def stem(self) -> str:
+        """What the columns' names begin with: `clip_`, or `clip_<prefix>_`."""
+        return f"clip_{self.prefix}_" if self.prefix else "clip_"
+
+    @model_validator(mode="after")
+    def _layers_are_blocks(self) -> Self:
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError("layers: a block is named twice; name each once")
+        num_blocks = CLIPS[self.model].num_blocks if self.model in CLIPS else None
+        for layer in self.layers:
+            if layer < 1 or (num_blocks is not None and layer > num_blocks):
+                last = num_blocks or "its last"
+                raise ValueError(f"layers: {self.model} has the blocks 1 to {last}, none is {layer}")
+        return self
+
 
 class FmriClipPrepareConfig(PrepareConfig, frozen=True):
     """How raw fMRI becomes rows. Patterns of `.npz` files are taken as they are; `mask` and `zscore` are for
     NIfTI and HDF5.
     """
 
-    layout: Literal["auto", "nsd", "events", "npz"] = Field(
+    layout: Literal["auto", "nsd", "events", "npz", "mindeye", "mindeye2"] = Field(
         default="auto",
         description="nsd: betas and NSD's stimulus table; events: BOLD with *_events.tsv; npz: arrays "
-        "[trials, voxels]; auto: whichever of them the folder holds",
+        "[trials, voxels]; mindeye: its tars; mindeye2: its HDF5 files and tars; auto: whichever of them the "
+        "folder holds",
     )
     files: str = Field(
         default="", description="glob of the files with the patterns, e.g. `*_25mm.nii.gz`; default: all"
@@ -79,6 +96,10 @@ class FmriClipPrepareConfig(PrepareConfig, frozen=True):
         description="the test split of NSD: the 1,000 pictures that all subjects saw (if stimuli are the "
         "groups), or drawn like the others",
     )
+    test_sessions: tuple[int, ...] = Field(
+        default=(),
+        description="with group=session_id: numbers of the sessions (runs) that are the test split",
+    )
     images: Literal["auto", "none", "encoded", "pixels"] = Field(
         default="auto",
         description="the stimuli in each row: none, a PNG, or uint8 pixels; auto: a PNG where there is a "
@@ -88,6 +109,12 @@ class FmriClipPrepareConfig(PrepareConfig, frozen=True):
     clip: tuple[ClipTargetConfig, ...] = Field(
         default=(), description="towers whose targets are computed; default: those that the raw files hold"
     )
+    targets: tuple[str, ...] = Field(
+        default=(),
+        description="further targets: `label`, a stimulus' category as 0 and 1, or an array [trials, …] of "
+        "`.npz` files by its name, e.g. stimuli; the columns clip_label, clip_stimuli. With a flat format: "
+        "the files' columns clip_NAME",
+    )
     repeats: Literal["trials", "averaged", "stacked"] = Field(
         default="trials",
         description="trials: a row each; averaged: one row per stimulus, the mean of its trials; stacked: "
@@ -96,6 +123,15 @@ class FmriClipPrepareConfig(PrepareConfig, frozen=True):
     reliability: bool = Field(
         default=True, description="measure each voxel's split-half reliability over repeated training stimuli"
     )
+
+    @model_validator(mode="after")
+    def _names_come_once(self) -> Self:
+        stems = [tower.stem for tower in self.clip]
+        if len(set(stems)) < len(stems):
+            raise ValueError("clip: two towers make the same columns; give each a `prefix` of its own")
+        if self.test_sessions and self.group != "session_id":
+            raise ValueError("test_sessions need group=session_id, so that no session is in two splits")
+        return self
 
 
 class FmriClipDataConfig(DataConfig, frozen=True):
@@ -117,7 +153,7 @@ class EncoderConfig(Section, frozen=True):
 
     architecture: Literal["ridge", "mlp", "two_stage", "clip_adapter", "clip2fmri"] = Field(
         default="mlp",
-        description="ridge: linear, solved in closed form; clip_adapter: a trained encoder, frozen, and a map "
+        description="ridge: linear, in closed form; clip_adapter: a trained encoder, frozen, and a map "
         "to another CLIP's space; clip2fmri: from CLIP to voxels",
     )
     clip: str = Field(
@@ -200,18 +236,31 @@ class GenerationConfig(Section, frozen=True):
     kind: Literal["auto", "unclip", "image_variation", "stable_diffusion"] = Field(
         default="auto",
         description="what takes the embedding: image_embeds (unCLIP), the image encoder's place "
-        "(variations), or prompt_embeds (Stable Diffusion 1.5 with 768, 2.1 with 1,024 numbers); auto: as the folder says",
+        "(variations), or prompt_embeds (Stable Diffusion 1.5 with 768, 2.1 with 1,024 numbers); auto: as "
+        "the folder says",
     )
     steps: int = Field(default=50, ge=1, description="denoising steps")
     guidance: float = Field(default=7.5, ge=0, description="classifier-free guidance; 1: none")
     seed: int = 42
+    embedding_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="norm that embeddings are given, as predictions have norm 1; default: that of the "
+        "dataset's targets, else what the pipeline tells",
+    )
     num_images: int = Field(default=1, ge=1, description="pictures per row")
-    num_rows: int = Field(default=8, ge=1, description="rows of the split that get pictures")
-    size: int | None = Field(default=None, ge=8, description="side in pixels; default: the pipeline's own")
+    num_rows: int = Field(
+        default=8, ge=1, description="rows that get pictures: the first by sample id, one per stimulus"
+    )
+    size: int | None = Field(
+        default=None, ge=8, multiple_of=8, description="side in pixels; default: the pipeline's own"
+    )
 
 
 class Config(RunConfig, frozen=True):
     """An fMRI-to-CLIP experiment."""
+
+    AFTER_TRAINING: ClassVar[tuple[str, ...]] = ("generation",)
 
     task: str = "fmri_clip"
     data: FmriClipDataConfig = FmriClipDataConfig()
@@ -252,4 +301,7 @@ ALIASES = {
     "ridge.alpha_range": Spelling("training.closed_form.alphas", also={"training.stepper": "closed_form"}),
     "ridge.cv_folds": "training.closed_form.folds",
     "ridge.fit_intercept": "training.closed_form.fit_intercept",
+    "ridge.pca_k": "training.closed_form.components",
+    "data.pca_k": "training.closed_form.components",
+    "pca_k": "training.closed_form.components",
 }

@@ -3,8 +3,8 @@
 Synthetic raw files are made in `synth.py`.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from voxray.config.errors import InputError
 from voxray.core.batch import Batch, Columns, as_tensor
+from voxray.core.embedder import Embedder
+from voxray.core.prepared_rows import Merge, PreparedRows
+from voxray.core.randomness import key as random_key
+from voxray.core.randomness import uniform_rows
 from voxray.core.run_config import RunConfig
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import BadRow, MapStage, RawRow, ReadStage, SynthReport, TaskData
-from voxray.data.formats.bold_events import EVENTS, EventOptions, read_bold_events
-from voxray.data.formats.clip_targets import FILE_NAME as TARGETS
-from voxray.data.formats.clip_targets import PREFIX, load_targets
-from voxray.data.formats.fmri_npz import load_fmri, read_fmri_npz
-from voxray.data.formats.folder import find_files
-from voxray.data.formats.nsd import MASK, STIMULUS_TABLE, NsdOptions, read_nsd
-from voxray.data.formats.pictures import decode_column, store_picture
-from voxray.data.formats.volumes import load_volumes
+from voxray.data.formats.clip_targets import PREFIX
+from voxray.data.formats.pictures import decode_column, read_picture, store_picture
 from voxray.tasks.fmri_clip import synth
-from voxray.tasks.fmri_clip.config import Config, FmriClipPrepareConfig
+from voxray.tasks.fmri_clip.config import Config
+from voxray.tasks.fmri_clip.layouts import clip_columns, load_pattern, raw_columns, raw_rows
+from voxray.tasks.fmri_clip.reliability import voxel_statistics
+from voxray.tasks.fmri_clip.repeats import NUM_TRIALS, merge_of
+from voxray.tasks.fmri_clip.targets import LABEL, LABEL_COLUMN, add_label, tower_embedder
 
-# Shape letters: B batch, V voxels, D target width, H height, W width.
+# Shape letters: B batch, R repeats, V voxels, D target width, H height, W width.
 MIN_NORM = 1e-8  # DOMAINS S0.a: rows are divided by max(norm, 1e-8)
-NO_NUMBER = -1  # of a session or an nsd_id that the raw files do not have
 
 
 @dataclass(frozen=True)
 class FmriClipBatch(Batch):
     """Patterns [B, V] and unit-length targets {final, layer_4, …: [B, D]}, as many as the dataset has.
 
-    nsd_id and session are int64 [B], -1 where unknown; image is uint8 [B, 3, H, W] where it is stored.
+    nsd_id and session are int64 [B], -1 where unknown; image is uint8 [B, 3, H, W] where it is stored. In a
+    dataset of stacked repeats x_BRV has all trials of a row, num_trials_B says how many of the R there are,
+    and x_BV is their mean, until `draw_repeat` puts one of them there.
     """
 
     x_BV: torch.Tensor
@@ -48,13 +50,15 @@ class FmriClipBatch(Batch):
     stimulus_id: list[str]
     subject: list[str]
     label: list[str]
+    x_BRV: torch.Tensor | None = None
+    num_trials_B: torch.Tensor | None = None
 
 
 class FmriClipData(TaskData):
-    """NSD folders, BOLD with events, and `.npz` patterns → rows of one width.
+    """NSD folders, BOLD with events, `.npz` patterns and MindEye's files → rows of one width.
 
-    Which target and image columns there are, only the raw files tell: `schema` has them once `read_raw` has
-    yielded a row.
+    Which targets and pictures the raw files hold, only they tell: `schema` has these columns once `read_raw`
+    has yielded a row. Those that `data.prepare.clip` makes it has always.
     """
 
     Config = Config
@@ -79,45 +83,71 @@ class FmriClipData(TaskData):
             "label": Column(TEXT),
             "x": Column("float32", (None,), unit=self._unit()),
         }
-        return Schema(columns | self._raw_columns, group=self.config.data.prepare.group)
+        prepare = self.config.data.prepare
+        if prepare.format == "raw":
+            made = clip_columns(prepare)
+        else:
+            made = {f"{PREFIX}{name}": Column("float32", (None,)) for name in prepare.targets}
+        return Schema(columns | self._raw_columns | made, group=prepare.group)
 
     def _unit(self) -> str:
         return "z within the session" if self.config.data.prepare.zscore else "as in the raw files"
 
     def read_raw(self, source: Path) -> Iterator[RawRow | BadRow]:
-        """Yield the rows of a folder in any of the layouts; see `nsd`, `bold_events` and `fmri_npz`.
+        """Yield the rows of a folder in any of the layouts; see `layouts.raw_rows`.
 
-        Raises InputError for an unknown or ambiguous layout, a subject that is not there, rows of different
-        widths, and what the layout's reader refuses.
+        Raises InputError for what that refuses, and for pictures and targets that do not go together.
         """
         prepare = self.config.data.prepare
-        subjects: set[str] = set()
-        first: RawRow | None = None
-        for row in _READERS[_layout(source, prepare)](source, prepare):
+        self._raw_columns = {}
+        labels: set[str] = set()
+        is_first = True
+        for row in raw_rows(source, prepare):
             if isinstance(row, BadRow):
                 yield row
                 continue
-            subjects.add(row["subject"])
-            if prepare.subjects and row["subject"] not in prepare.subjects:
-                continue
-            if first is None:
-                first = row
-                self._raw_columns = _raw_columns(row, prepare)
-            _check_same_width(first, row)
-            yield _completed(row, prepare, wants_image="image" in self._raw_columns)
-        if missing := sorted(set(prepare.subjects) - subjects):
-            raise InputError(
-                f"'{source}' has no subject '{missing[0]}'; it has: {', '.join(sorted(subjects))}"
-            )
+            if is_first:
+                self._raw_columns, is_first = raw_columns(row, prepare), False
+            labels.add(row["label"])
+            if "picture" in row or not (prepare.clip or "image" in self._raw_columns):
+                yield row
+            else:
+                mend = "leave `clip` out" if prepare.clip else "set images=none"
+                yield BadRow(
+                    row["origin"], f"there is no picture of '{row['stimulus_id']}'; add it, or {mend}"
+                )
+        if LABEL in prepare.targets:
+            unit = "1 for the stimulus' label"
+            names = tuple(sorted(labels))
+            self._raw_columns[LABEL_COLUMN] = Column("float32", (len(names),), unit=unit, names=names)
 
     def map_stages(self) -> list[MapStage]:
-        """Read the pattern and its targets, then the picture if it is stored."""
-        stages = [MapStage("pattern", _load_pattern)]
-        image = self.dataset_schema.columns.get("image") or self._raw_columns.get("image")
+        """Read the pattern and its targets, then the picture if it is stored or a network takes it."""
+        columns = {**self._raw_columns, **self.dataset_schema.columns}
+        stages = [MapStage("pattern", load_pattern)]
+        image, label = columns.get("image"), columns.get(LABEL_COLUMN)
+        if label is not None and label.names:
+            stages.append(MapStage("label", partial(add_label, labels=label.names)))
+        if image is not None or self.config.data.prepare.clip:
+            stages.append(MapStage("picture", read_picture))
         if image is not None:
             side, encoded = self.config.data.prepare.image_size, image.dtype == BYTES
-            stages.append(MapStage("picture", partial(store_picture, side=side, encoded=encoded)))
+            stages.append(MapStage("image", partial(store_picture, side=side, encoded=encoded)))
         return stages
+
+    def embedders(self) -> list[Embedder]:
+        """Return the CLIP towers of `data.prepare.clip`."""
+        return [tower_embedder(tower) for tower in self.config.data.prepare.clip]
+
+    def column_statistics(self, rows: PreparedRows) -> dict[str, dict[str, Any]]:
+        """Return each voxel's reliability and ncsnr, if training stimuli repeat; see `reliability`."""
+        measured = voxel_statistics(rows) if self.config.data.prepare.reliability else {}
+        return {"x": dict(measured)} if measured else {}
+
+    def merge(self) -> Merge | None:
+        """Return how trials of one stimulus become one row, if they do."""
+        prepare = self.config.data.prepare
+        return None if prepare.repeats == "trials" else merge_of(prepare.repeats, prepare.group)
 
     def read_stages(self) -> list[ReadStage]:
         """Decode pictures that are stored as PNG."""
@@ -132,12 +162,15 @@ class FmriClipData(TaskData):
         """Turn columns [B, …] into tensors; targets get unit length."""
         names = [name for name in columns if name.startswith(PREFIX)]
         image = columns.get("image")
+        x = as_tensor(columns["x"])
+        num_trials_B = as_tensor(columns[NUM_TRIALS], torch.int64) if NUM_TRIALS in columns else None
+        stacked = (x, num_trials_B) if num_trials_B is not None and x.ndim == 3 else None
         return FmriClipBatch(
             sample_id=columns["sample_id"].tolist(),
             group_id=columns[self.dataset_schema.group].tolist(),
             valid_B=as_tensor(columns["valid"], dtype=torch.bool),
             position_B=as_tensor(columns["position"]),
-            x_BV=as_tensor(columns["x"]),
+            x_BV=mean_repeat(*stacked) if stacked else x,
             targets={name.removeprefix(PREFIX): _unit_rows(columns[name]) for name in names},
             nsd_id_B=as_tensor(columns["nsd_id"], dtype=torch.int64),
             session_B=as_tensor(columns["session"], dtype=torch.int64),
@@ -145,7 +178,30 @@ class FmriClipData(TaskData):
             stimulus_id=columns["stimulus_id"].tolist(),
             subject=columns["subject"].tolist(),
             label=columns["label"].tolist(),
+            x_BRV=stacked[0] if stacked else None,
+            num_trials_B=num_trials_B,
         )
+
+
+def draw_repeat(batch: FmriClipBatch, key: int) -> FmriClipBatch:
+    """Return the batch with one of each row's trials as x_BV; itself where repeats are not stacked.
+
+    Row i's choice depends on (key, position_B[i]) alone.
+    """
+    if batch.x_BRV is None or batch.num_trials_B is None:
+        return batch
+    uniform_B = uniform_rows(random_key(key, "repeat"), batch.position_B, 1)[:, 0]
+    num_B = batch.num_trials_B.clamp(min=1)
+    drawn_B = (uniform_B * num_B).long().clamp(max=num_B - 1)
+    row_B = torch.arange(len(batch), device=drawn_B.device)
+    return replace(batch, x_BV=batch.x_BRV[row_B, drawn_B])
+
+
+def mean_repeat(x_BRV: torch.Tensor, num_trials_B: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each row's trials, [B, V]; what stands after the last one (NaN) does not count."""
+    is_there_BR = torch.arange(x_BRV.shape[1], device=x_BRV.device) < num_trials_B[:, None]
+    sum_BV = torch.where(is_there_BR[..., None], x_BRV, 0).sum(dim=1)
+    return sum_BV / num_trials_B.clamp(min=1)[:, None]
 
 
 def decode_images(columns: Columns) -> Columns:
@@ -155,107 +211,3 @@ def decode_images(columns: Columns) -> Columns:
 
 def _unit_rows(y: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.tensor(y), dim=-1, eps=MIN_NORM)
-
-
-# --- raw layouts
-# -------------------------------------------------------------------------------------------------------
-
-Rows = Iterator[RawRow | BadRow]
-
-
-def _read_nsd(source: Path, prepare: FmriClipPrepareConfig) -> Rows:
-    options = NsdOptions(
-        subjects=prepare.subjects,
-        betas=prepare.files or NsdOptions.betas,
-        mask=prepare.mask or MASK,
-        zscore=prepare.zscore,
-        shared1000_to_test=(prepare.test_split, prepare.group) == ("shared1000", "stimulus_id"),
-    )
-    return read_nsd(source, options)
-
-
-def _read_events(source: Path, prepare: FmriClipPrepareConfig) -> Rows:
-    options = EventOptions(
-        bold=prepare.files or EventOptions.bold,
-        mask=prepare.mask or EventOptions.mask,
-        zscore=prepare.zscore,
-        delay_s=prepare.hrf_delay_s,
-    )
-    return read_bold_events(source, options)
-
-
-def _read_npz(source: Path, prepare: FmriClipPrepareConfig) -> Rows:
-    return read_fmri_npz(source, prepare.files or "*.npz")
-
-
-_READERS: dict[str, Callable[[Path, FmriClipPrepareConfig], Rows]] = {
-    "nsd": _read_nsd,
-    "events": _read_events,
-    "npz": _read_npz,
-}
-
-
-def _layout(source: Path, prepare: FmriClipPrepareConfig) -> str:
-    """Return the layout that is asked for, or the one that the folder is in."""
-    if prepare.layout != "auto":
-        return prepare.layout
-    if find_files(source, STIMULUS_TABLE):
-        return "nsd"
-    has_events = bool(find_files(source, f"*{EVENTS}"))
-    has_npz = any(path.name != TARGETS for path in source.glob("*.npz"))
-    if has_events and has_npz:
-        raise InputError(
-            f"'{source}' holds both *{EVENTS} and .npz files; choose with layout=events or layout=npz"
-        )
-    if not has_events and not has_npz:
-        raise InputError(
-            f"'{source}' holds none of {STIMULUS_TABLE} (NSD), *{EVENTS} (BOLD) and *.npz (patterns); name "
-            "the folder that holds them"
-        )
-    return "events" if has_events else "npz"
-
-
-def _raw_columns(row: RawRow, prepare: FmriClipPrepareConfig) -> dict[str, Column]:
-    """Return the columns that the first row shows to be there."""
-    columns = {
-        name: Column("float32", tuple(array.shape[1:]), unit="CLIP embedding")
-        for name, array in row.get("targets", {}).items()
-    }
-    how = prepare.images
-    if how == "auto":
-        how = "encoded" if "picture" in row and not columns else "none"
-    if how != "none" and "picture" not in row:
-        raise InputError(f"{row['origin']}: there are no pictures to store; set images=none")
-    side = prepare.image_size
-    if how == "encoded":
-        columns["image"] = Column(BYTES, unit=f"PNG, RGB, {side} × {side}")
-    elif how == "pixels":
-        columns["image"] = Column("uint8", (3, side, side), unit="RGB 0-255")
-    return columns
-
-
-def _check_same_width(first: RawRow, row: RawRow) -> None:
-    if row["num_voxels"] != first["num_voxels"]:
-        counts = f"{first['subject']} has {first['num_voxels']} voxels, {row['subject']} {row['num_voxels']}"
-        if first["subject"] == row["subject"]:
-            raise InputError(
-                f"{row['origin']}: {row['num_voxels']} voxels, {first['origin']} has "
-                f"{first['num_voxels']}; choose one kind with `files`"
-            )
-        raise InputError(f"{counts}; a dataset has one width: choose with subjects={first['subject']}")
-
-
-def _completed(row: RawRow, prepare: FmriClipPrepareConfig, wants_image: bool) -> RawRow | BadRow:
-    """Return the row with every column that needs no file; BadRow without its session or picture."""
-    if prepare.group == "session_id" and "session_id" not in row:
-        return BadRow(row["origin"], "it belongs to no session; set group=stimulus_id")
-    if wants_image and "picture" not in row:
-        return BadRow(
-            row["origin"], f"there is no picture of '{row['stimulus_id']}'; add it, or set images=none"
-        )
-    absent = {"nsd_id": NO_NUMBER, "session": NO_NUMBER, "session_id": "", "label": ""}
-    return absent | row
-
-
-def _load_pattern(row: RawRow) -> RawRow:
-    return load_targets(load_volumes(row)) if "volumes" in row else load_fmri(row)

@@ -19,8 +19,9 @@ _NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.Layer
 
 
 def unit_rows(rows_BD: torch.Tensor) -> torch.Tensor:
-    """Return the rows at length 1, in float32."""
-    return F.normalize(rows_BD.float(), dim=-1, eps=MIN_NORM)
+    """Return the rows at length 1, in float32 at least."""
+    wide = torch.promote_types(rows_BD.dtype, torch.float32)
+    return F.normalize(rows_BD.to(wide), dim=-1, eps=MIN_NORM)
 
 
 class Voxels(nn.Module):
@@ -97,7 +98,6 @@ class Encoder(nn.Module):
             if len(set(dims.values())) > 1
             else {}
         )
-        self.projectors.requires_grad_(config.architecture == "two_stage")
         logits = torch.tensor([math.log((layer_weights or {}).get(name, 1.0)) for name in dims])
         self.layer_logits = nn.Parameter(logits, requires_grad=layer_weights is not None and len(dims) > 1)
         self.brain = brain

@@ -1,8 +1,9 @@
 """The fMRI-to-CLIP task: encoders judged by retrieval, and the inverse map judged by voxel-wise correlation.
 
-Shapes: B rows of a batch, N of a split, S stimuli, V voxels, D an embedding's width, R resamples.
+Shapes: B rows of a batch, N of a split, V voxels, D an embedding's width.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,16 +20,13 @@ from voxray.core.run_config import RunConfig, Stage
 from voxray.core.schema import Schema
 from voxray.core.task import Summary, Task
 from voxray.data.formats.clip_targets import PREFIX
-from voxray.metrics.bootstrap import group_weights, percentile_interval
-from voxray.metrics.correlation import PairSums, row_correlation
-from voxray.metrics.retrieval import galleries, gallery_ranks, two_way
-from voxray.tasks.fmri_clip import objective
+from voxray.tasks.fmri_clip import objective, scores
 from voxray.tasks.fmri_clip.config import CLIPS, Config, EncoderConfig
-from voxray.tasks.fmri_clip.data import FmriClipBatch, FmriClipData
+from voxray.tasks.fmri_clip.data import FmriClipBatch, FmriClipData, draw_repeat
 from voxray.tasks.fmri_clip.generation import StimulusMaker
 from voxray.tasks.fmri_clip.model import ClipAdapter, Encoder, Inverse, unit_rows
 
-NUM_RESAMPLES = 1000
+POOLED = "pooled_"  # columns of what InfoNCE compares: the mean over several targets
 
 
 class FmriClip(FmriClipData, Task):
@@ -50,6 +48,11 @@ class FmriClip(FmriClipData, Task):
         the dataset lacks or that has another width than its CLIP.
         """
         model = self.config.model
+        if self.config.objective.brain_consistency and model.architecture in ("clip2fmri", "clip_adapter"):
+            raise InputError(
+                f"objective.brain_consistency does not go with model.architecture={model.architecture}; "
+                "it is for ridge, mlp and two_stage"
+            )
         if model.architecture == "clip2fmri":
             return Inverse(model, self._dim(model.target, model.clip), self._kept(model))
         if model.architecture == "clip_adapter":
@@ -63,14 +66,39 @@ class FmriClip(FmriClipData, Task):
     def _encoder(self, config: EncoderConfig, is_trained: bool = False) -> Encoder:
         own = self.config.objective
         dims = {name: self._dim(name, config.clip) for name in dict.fromkeys((*config.layers, config.target))}
-        weights = {name: own.layer_weights[name] for name in dims} if config.layers and is_trained else None
-        inverse = self.config.model.brain if is_trained and own.brain_consistency else None
-        brain = None
-        if inverse is not None:
-            brain = Inverse(inverse, self._dim(inverse.target, inverse.clip), self._kept(inverse))
+        weights = self._layer_weights(dims) if config.layers and is_trained else None
+        brain = self._brain(dims[config.target]) if is_trained and own.brain_consistency else None
         encoder = Encoder(config, self._kept(config), dims, weights, brain)
-        encoder.layer_logits.requires_grad_(encoder.layer_logits.requires_grad and own.learn_layer_weights)
+        learns_weights = own.learn_layer_weights and own.cosine > 0
+        encoder.layer_logits.requires_grad_(encoder.layer_logits.requires_grad and learns_weights)
+        encoder.projectors.requires_grad_(is_trained and own.info_nce > 0)
         return encoder
+
+    def _layer_weights(self, names: Collection[str]) -> dict[str, float]:
+        """Return the targets' weights, as the config has them."""
+        known = self.config.objective.layer_weights
+        if bare := [name for name in names if known.get(name, 0) <= 0]:
+            raise InputError(
+                f"objective.layer_weights: '{bare[0]}' of model.layers has no weight above 0; give it one, "
+                "or leave the layer out"
+            )
+        return {name: known[name] for name in names}
+
+    def _brain(self, dim: int) -> Inverse:
+        """Return the inverse network of brain consistency, for embeddings of `dim` numbers."""
+        inverse = self.config.model.brain
+        if inverse is None or inverse.architecture != "clip2fmri":
+            raise InputError(
+                "objective.brain_consistency: there is no inverse network; set training.parts.brain=RUN, a "
+                "run of clip2fmri"
+            )
+        width = self._dim(inverse.target, inverse.clip)
+        if width != dim:
+            raise InputError(
+                f"objective.brain_consistency: the inverse network takes '{inverse.target}' of {width} "
+                f"numbers, and '{self.config.model.target}' has {dim}; name a run of clip2fmri on that target"
+            )
+        return Inverse(inverse, width, self._kept(inverse))
 
     def _dim(self, target: str, clip: str) -> int:
         """Return a target's width in the dataset."""
@@ -119,8 +147,10 @@ class FmriClip(FmriClipData, Task):
 
     # --- objective
     def augment(self, batch: Batch, key: int) -> FmriClipBatch:
-        """Noise, voxel dropout and mixup, where `data.augmentation` asks for them."""
-        batch = cast(FmriClipBatch, batch)
+        """Draw a trial where repeats are stacked; noise, voxel dropout and mixup, where `data.augmentation`
+        asks for them.
+        """
+        batch = draw_repeat(cast(FmriClipBatch, batch), key)
         if not self.config.data.augmentation:
             return batch
         x_BV, targets = objective.augmented(
@@ -181,11 +211,7 @@ class FmriClip(FmriClipData, Task):
 
     def _info_nce(self, model: nn.Module, found: dict[str, torch.Tensor], batch: FmriClipBatch) -> LossTerm:
         own, rows = self.config.objective, self.update_rows
-        truth = {name: batch.targets[name] for name in found}
-        if isinstance(model, Encoder):
-            pred_BD, true_BD = model.pooled(found), model.pooled(truth)
-        else:
-            (pred_BD,), (true_BD,) = found.values(), truth.values()
+        pred_BD, true_BD = _compared(model, found, batch)
         pred_ND = rows.gathered("pred", pred_BD, batch.valid_B)
         true_ND = rows.gathered("target", true_BD, batch.valid_B)
         loss = objective.info_nce(pred_ND, true_ND, own.tau)
@@ -223,125 +249,78 @@ class FmriClip(FmriClipData, Task):
         keep = batch.valid_B.cpu().numpy()
         target = self.config.model.target
         columns = {
+            **self._pooled_columns(model, found, batch, keep),
             "embedding": found[target].float().cpu().numpy()[keep],
             "target": batch.targets[target].float().cpu().numpy()[keep],
             "stimulus_id": np.asarray(batch.stimulus_id, dtype=object)[keep],
         }
         return Evaluation(sums, _rows(batch, keep, columns))
 
+    def _pooled_columns(
+        self, model: nn.Module, found: dict[str, torch.Tensor], batch: FmriClipBatch, keep: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return what InfoNCE compares, where it is not the predicted target itself."""
+        if not self.config.objective.info_nce or len(found) == 1:
+            return {}
+        pairs = zip(("embedding", "target"), _compared(model, found, batch), strict=True)
+        return {f"{POOLED}{name}": rows_BD.float().cpu().numpy()[keep] for name, rows_BD in pairs}
+
     def _evaluate_voxels(self, model: Inverse, batch: FmriClipBatch) -> Evaluation:
         keep_B = batch.valid_B
         true_BV = model.voxels(batch.x_BV)[keep_B].float()
         pred_BV = model(batch.targets[self.config.model.target])[keep_B].float()
-        sums = {
-            f"voxels/{name}": Sum(value, keep_B.sum())
-            for name, value in PairSums.of(pred_BV, true_BV).named()
-        }
-        keep = keep_B.cpu().numpy()
-        columns = {"sample_r": row_correlation(pred_BV, true_BV).cpu().numpy()}
-        wrong = (pred_BV - true_BV).square().sum()
-        sums["mse"] = Sum(wrong, torch.tensor(true_BV.numel()))
-        return Evaluation(sums, _rows(batch, keep, columns))
+        num_trials_B = None if batch.num_trials_B is None else batch.num_trials_B[keep_B]
+        columns = {"sample_r": scores.sample_correlation(pred_BV, true_BV)}
+        sums = scores.voxel_sums(pred_BV, true_BV, num_trials_B)
+        return Evaluation(sums, _rows(batch, keep_B.cpu().numpy(), columns))
 
     def summarize(self, merged: Evaluation) -> Summary:
         """Return the loss, cosine and retrieval; of clip2fmri the correlations over samples and voxels."""
-        terms = {
-            name: float(term.value / term.count) for name, term in merged.sums.items() if "/" not in name
-        }
         assert merged.rows is not None
+        rows, own = merged.rows, self.config.objective
         if self.config.model.architecture == "clip2fmri":
-            r_V = PairSums.from_named(
-                {n.partition("/")[2]: s.value for n, s in merged.sums.items() if "/" in n}
-            ).correlation()
-            sample_r = float(np.nanmean(merged.rows.columns["sample_r"]))
-            num_constant = float(r_V.isnan().sum())
-            voxel_r = float(r_V.nanmean())
-            return {
-                "loss": terms["mse"],
-                "voxel_r": voxel_r,
-                "sample_r": sample_r,
-                "num_constant": num_constant,
-            }
-        values, _ = self._per_row(merged)
-        own = self.config.objective
-        loss = sum(terms.values())
+            mse = merged.sums["mse"]
+            found = scores.voxel_summary(merged.sums, rows.columns["sample_r"], self._ncsnr())
+            return {"loss": float(mse.value / mse.count), **found}
+        loss = sum(float(term.value / term.count) for term in merged.sums.values())
         if own.info_nce:
-            pred_ND, true_ND = _embeddings(merged)
+            compared = scores.embeddings(rows, POOLED if f"{POOLED}target" in rows.columns else "")
             size = self.config.training.batch_size * self.config.training.accumulate_grad_batches
-            loss += own.info_nce * objective.chunked_info_nce(pred_ND, true_ND, own.tau, size)
-        rank_N = values["rank"]
-        pool = f"of_{own.gallery}"
+            loss += own.info_nce * objective.chunked_info_nce(*compared, own.tau, size)
+        values = scores.averaged(scores.retrieval_rows(rows, own))
+        num_stimuli = float(len(set(rows.columns["stimulus_id"].tolist())))
         return {
             "loss": loss,
-            **{name: float(value_N.nanmean()) for name, value_N in values.items() if name != "rank"},
-            f"median_rank_{pool}": float(rank_N[~rank_N.isnan()].median()),
-            "num_stimuli": float(len(set(merged.rows.columns["stimulus_id"].tolist()))),
+            **{name: float(value_1) for name, value_1 in values.items()},
+            "num_stimuli": num_stimuli,
         }
 
-    def _per_row(self, merged: Evaluation) -> tuple[dict[str, torch.Tensor], int]:
-        """Return what is known of each row, float64 [N], by metric, with `rank`; and the gallery's size."""
-        assert merged.rows is not None
-        own = self.config.objective
-        pred_ND, true_ND = _embeddings(merged)
-        names, first, stimulus_N = np.unique(
-            merged.rows.columns["stimulus_id"].astype(str), return_index=True, return_inverse=True
-        )
-        size = len(names) if own.gallery == "all" else own.gallery
-        try:
-            gallery_S = galleries(names.tolist(), None if own.gallery == "all" else own.gallery)
-        except ValueError:
-            raise InputError(
-                f"objective.gallery={own.gallery}, but the evaluated rows have {len(names)} stimuli; set it "
-                "to that or less, or to all"
-            ) from None
-        rank_N = gallery_ranks(pred_ND, true_ND[first], torch.from_numpy(stimulus_N), gallery_S)
-        known_N = ~rank_N.isnan()
-        pool = f"of_{own.gallery}"
-
-        def among(value_N: torch.Tensor) -> torch.Tensor:
-            return torch.where(known_N, value_N.double(), torch.nan)
-
-        return {
-            "cosine_similarity": (pred_ND * true_ND).sum(1).double(),
-            **{f"r{k}_{pool}": among(rank_N <= k) for k in self._ranks()},
-            f"mrr_{pool}": among(1 / rank_N),
-            "two_way": among(two_way(rank_N, size)),
-            "rank": rank_N,
-        }, size
-
-    def _ranks(self) -> list[int]:
-        """Return the K of recall at K that a gallery does not make 1."""
-        gallery = self.config.objective.gallery
-        return [k for k in self.config.objective.ranks if gallery == "all" or k < gallery]
+    def _ncsnr(self) -> torch.Tensor | None:
+        """Return the signal-to-noise ratio of the voxels that are used [v], where it was measured."""
+        measured = self.statistics.get("x", {}).get("ncsnr")
+        return None if measured is None else torch.as_tensor(measured)[self._kept(self.config.model)]
 
     def metric_names(self) -> tuple[str, ...]:
         """Return the names of `summarize`."""
-        own = self.config.objective
         if self.config.model.architecture == "clip2fmri":
-            return ("loss", "voxel_r", "sample_r", "num_constant")
-        pool = f"of_{own.gallery}"
-        ranked = (*(f"r{k}_{pool}" for k in self._ranks()), f"mrr_{pool}", "two_way", f"median_rank_{pool}")
-        return ("loss", "cosine_similarity", *ranked, "num_stimuli")
+            return ("loss", *scores.VOXEL_NAMES)
+        return ("loss", *scores.retrieval_names(self.config.objective), "num_stimuli")
 
     def intervals(self, merged: Evaluation, seed: int) -> dict[str, list[tuple[float, float]]]:
         """Return 95 % intervals by stimulus (or session); the galleries stay what they are."""
         assert merged.rows is not None
-        _, group_N = np.unique(np.asarray(merged.rows.group_id), return_inverse=True)
-        weight_RN = group_weights(torch.from_numpy(group_N), NUM_RESAMPLES, seed)
+        rows = merged.rows
         if self.config.model.architecture == "clip2fmri":
-            values = {"sample_r": torch.from_numpy(merged.rows.columns["sample_r"]).double()}
+            values = {"sample_r": torch.from_numpy(rows.columns["sample_r"])}
         else:
-            values = self._per_row(merged)[0]
-            values.pop("rank")
-        return {
-            name: [percentile_interval(_weighted_means(value_N, weight_RN))]
-            for name, value_N in values.items()
-        }
+            values = scores.retrieval_rows(rows, self.config.objective)
+        return scores.intervals(values, rows.group_id, seed)
 
     def predictions(self, merged: Evaluation) -> dict[str, np.ndarray]:
         """Return the embeddings, without the truth that the dataset holds."""
         assert merged.rows is not None
-        return {name: value for name, value in merged.rows.columns.items() if name != "target"}
+        left_out = ("target", f"{POOLED}target", f"{POOLED}embedding")
+        return {name: value for name, value in merged.rows.columns.items() if name not in left_out}
 
     def example_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Return the voxels, or for clip2fmri the embeddings."""
@@ -375,20 +354,17 @@ def _linear_encoder(model: nn.Module) -> Encoder:
     return cast(Encoder, model)
 
 
+def _compared(
+    model: nn.Module, found: dict[str, torch.Tensor], batch: FmriClipBatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return predicted and true unit rows [B, D] as InfoNCE compares them: the mean over several targets."""
+    truth = {name: batch.targets[name] for name in found}
+    if isinstance(model, Encoder):
+        return model.pooled(found), model.pooled(truth)
+    (pred_BD,), (true_BD,) = found.values(), truth.values()
+    return pred_BD, true_BD
+
+
 def _rows(batch: FmriClipBatch, keep: np.ndarray, columns: dict[str, np.ndarray]) -> Rows:
     names = [np.asarray(ids, dtype=object)[keep].tolist() for ids in (batch.sample_id, batch.group_id)]
     return Rows(names[0], names[1], columns)
-
-
-def _embeddings(merged: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return predicted and true unit rows [N, D]."""
-    assert merged.rows is not None
-    columns: dict[str, Any] = merged.rows.columns
-    return torch.from_numpy(columns["embedding"]), torch.from_numpy(columns["target"])
-
-
-def _weighted_means(value_N: torch.Tensor, weight_RN: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the known values under each row of weights [R]."""
-    known_N = ~value_N.isnan()
-    weight_RN = weight_RN[:, known_N].double()
-    return (weight_RN @ value_N[known_N]) / weight_RN.sum(1)

@@ -2,7 +2,8 @@
 
 Features are what `Task.closed_form` makes of a batch. While rows are no more than features they are kept, for
 the dual form; from then on only their sums are, so memory is bounded by the features. Workers add their sums
-up and end with the same coefficients. `training.closed_form` holds the alphas and the folds.
+up and end with the same coefficients. `training.closed_form` holds the alphas, the folds and the number of
+principal components.
 
 Legend: B rows of a batch, D features, O targets.
 """
@@ -43,12 +44,14 @@ class ClosedFormReport:
     solver: str  # primal or dual, cholesky or eigh
     warning: str  # empty, or what the user should be told
     seconds: float
+    components: int | None = None  # principal components that were regressed on
+    explained_variance: float | None = None  # their share of the features' variance
 
     def record(self) -> dict[str, object]:
         """Return a record for the run's log; with an alpha for each target, how many targets took which."""
         means = [sum(row) / len(row) for row in self.held_out_mse]
         chosen = {f"{alpha:g}": self.alpha.count(alpha) for alpha in sorted(set(self.alpha))}
-        return {
+        record = {
             "kind": "closed_form",
             "rows": self.num_rows,
             "features": self.num_features,
@@ -62,6 +65,9 @@ class ClosedFormReport:
             "warning": self.warning,
             "seconds": round(self.seconds, 3),
         }
+        if self.components is not None:
+            record |= {"components": self.components, "explained_variance": self.explained_variance}
+        return record
 
 
 @torch.no_grad()
@@ -103,6 +109,8 @@ def fit_stage(
         solver=f"{solution.form} {solution.method}",
         warning=solution.warning,
         seconds=time.monotonic() - started,
+        components=solution.components,
+        explained_variance=solution.explained_variance,
     )
 
 
@@ -164,15 +172,24 @@ class _Sums:
             raise InputError("the closed form has no rows to fit; look at data.filter and the training split")
         if self.num_rows <= shape[0]:
             rows = self.kept.gathered(*shape, self.device)
-            return solve_dual(rows, self.num_folds, options.alphas, options.per_target, options.fit_intercept)
+            return solve_dual(
+                rows,
+                self.num_folds,
+                options.alphas,
+                options.per_target,
+                options.fit_intercept,
+                options.components,
+            )
         statistics = self.statistics or self._sum_up(shape)
         statistics.all_reduce()
-        return solve(statistics, options.alphas, options.per_target, options.fit_intercept)
+        return solve(
+            statistics, options.alphas, options.per_target, options.fit_intercept, options.components
+        )
 
     def _sum_up(self, shape: tuple[int, int]) -> Statistics:
         """Turn the kept rows into statistics."""
         self.statistics = Statistics(*shape, self.num_folds, self.device)
-        for x_BD, y_BO, fold_B in self.kept.drain():
+        for x_BD, y_BO, fold_B in self.kept.drained():
             self.statistics.add(x_BD, y_BO, fold_B)
         return self.statistics
 

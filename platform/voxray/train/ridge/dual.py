@@ -19,6 +19,7 @@ from voxray.train.ridge.system import (
     System,
     add_products,
     best_alphas,
+    components_warning,
     held_out_mse,
     mirror,
     precision_warning,
@@ -43,14 +44,15 @@ class KeptRows:
         """Keep rows; `fold_B` is on the CPU."""
         self._chunks.append((x_BD, y_BO, fold_B))
 
-    def drain(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Return what was added, and forget it."""
-        chunks, self._chunks = self._chunks, []
-        return chunks
+    def drained(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield what was added, in order, and forget it: each chunk's memory is free before the next."""
+        self._chunks.reverse()
+        while self._chunks:
+            yield self._chunks.pop()
 
     def gathered(self, num_features: int, num_targets: int, device: torch.device) -> "Rows":
         """Return the rows of all workers in rank order; every worker calls this."""
-        chunks = self.drain()
+        chunks = list(self.drained())
         empty = torch.empty(0, num_features, device=device), torch.empty(0, num_targets, device=device)
         x_ND = torch.cat([x_BD for x_BD, _, _ in chunks] or [empty[0]])
         y_NO = torch.cat([y_BO for _, y_BO, _ in chunks] or [empty[1]]).double()
@@ -78,24 +80,32 @@ class Rows:
 
 
 def solve_dual(
-    rows: Rows, num_folds: int, alphas: Sequence[float], per_target: bool = False, fit_intercept: bool = True
+    rows: Rows,
+    num_folds: int,
+    alphas: Sequence[float],
+    per_target: bool = False,
+    fit_intercept: bool = True,
+    components: int | None = None,
 ) -> Solution:
     """Return what `ridge.solve` returns for the same rows, from their N × N kernel.
 
     Raises InputError where there are several alphas and fewer than two folds hold rows.
     """
-    origin_D = _mean(rows.x_ND) if fit_intercept else rows.x_ND.new_zeros(rows.x_ND.shape[1]).double()
+    is_centred = fit_intercept or components is not None
+    origin_D = _mean(rows.x_ND) if is_centred else rows.x_ND.new_zeros(rows.x_ND.shape[1]).double()
     kernel_NN = _kernel(rows.x_ND, origin_D)
     mse_AT = None
     if len(alphas) > 1:
-        mse_AT = _cross_validate(rows, kernel_NN, num_folds, alphas, per_target, fit_intercept)
+        mse_AT = _cross_validate(rows, kernel_NN, num_folds, alphas, per_target, fit_intercept, components)
     alpha_T = [alphas[0]] if mse_AT is None else best_alphas(mse_AT, alphas)
     mean_O = rows.y_NO.mean(0) if fit_intercept else torch.zeros_like(rows.y_NO[0])
-    system = System(kernel_NN, rows.y_NO - mean_O, len(alphas))
+    system = System(kernel_NN, rows.y_NO - mean_O, len(alphas), components)
     weight_NO = system.solve_each(alpha_T)
     coef_DO = torch.cat([chunk_NC.T @ weight_NO for chunk_NC in _chunks(rows.x_ND, origin_D)])
     residual_NO = rows.y_NO - mean_O - kernel_NN @ weight_NO
     condition_number = system.condition_number(min(alpha_T))
+    used = None if components is None else system.num_components
+    warnings = [precision_warning(condition_number, len(kernel_NN)), components_warning(components, used)]
     return Solution(
         coef_OD=coef_DO.T.contiguous(),
         intercept_O=mean_O - origin_D @ coef_DO,
@@ -105,7 +115,9 @@ def solve_dual(
         condition_number=condition_number,
         form="dual",
         method=system.method,
-        warning=precision_warning(condition_number, len(kernel_NN)),
+        warning="; ".join(filter(None, warnings)),
+        components=used,
+        explained_variance=None if components is None else system.explained_variance,
     )
 
 
@@ -116,6 +128,7 @@ def _cross_validate(
     alphas: Sequence[float],
     per_target: bool,
     fit_intercept: bool,
+    components: int | None,
 ) -> torch.Tensor:
     """Return the held-out mean squared error of each alpha [A, T]."""
     mse_FAO: list[torch.Tensor] = []
@@ -124,13 +137,13 @@ def _cross_validate(
         fitted_RR = kernel_NN[~held_out_N][:, ~held_out_N]
         across_VR = kernel_NN[held_out_N][:, ~held_out_N]
         y_RO, y_VO = rows.y_NO[~held_out_N], rows.y_NO[held_out_N]
-        mean_O = torch.zeros_like(y_RO[0])
-        if fit_intercept:
+        mean_O = y_RO.mean(0) if fit_intercept else torch.zeros_like(y_RO[0])
+        if fit_intercept or components is not None:
             # The kernel about the mean of the fitted rows, which is not the mean of all.
-            mean_R, mean_O = fitted_RR.mean(0), y_RO.mean(0)
+            mean_R = fitted_RR.mean(0)
             across_VR = across_VR - across_VR.mean(1, keepdim=True) - (mean_R - mean_R.mean())
             fitted_RR = fitted_RR - mean_R[:, None] - (mean_R - mean_R.mean())
-        system = System(fitted_RR, y_RO - mean_O, len(alphas))
+        system = System(fitted_RR, y_RO - mean_O, len(alphas), components)
         errors = [(y_VO - mean_O - across_VR @ system.solve(a)).square().mean(0) for a in alphas]
         mse_FAO.append(torch.stack(errors))
     return held_out_mse(mse_FAO, per_target)

@@ -17,19 +17,23 @@ import torch
 
 from voxray.config.errors import InputError
 from voxray.core.collectives import all_reduce_sum, is_distributed
+from voxray.train.ridge.spectrum import principal
 from voxray.train.ridge.system import (
     Solution,
     System,
     add_products,
     best_alphas,
+    components_warning,
     held_out_mse,
     mirror,
     precision_warning,
     product_dtype,
+    rounding,
 )
 
 _BLOCK_BYTES = 16 << 20  # rows waiting in each fold to be multiplied together
-_LEAST_BLOCK_ROWS = 128
+# Fewer rows at a time would leave adding up the products of many features to the memory's speed.
+_LEAST_BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,14 @@ class Moments:
         intercept_O = self.mean_Z[num_features:] - self.mean_Z[:num_features] @ coef_DO
         return intercept_O if fit_intercept else torch.zeros_like(intercept_O)
 
+    def components(self, num: int) -> "Components":
+        """Return the first `num` principal components of these rows' features, or as many as there are."""
+        num_features = len(self.products_DZ)
+        gram_DD = self.products_DZ[:, :num_features]
+        found = principal(gram_DD, num, rounding(num_features))
+        share = float(found.value_K.sum() / gram_DD.diagonal().sum())
+        return Components(found.vector_SK, self.mean_Z[:num_features], share)
+
     def mean_squared_error(self, coef_DO: torch.Tensor, intercept_O: torch.Tensor) -> torch.Tensor:
         """Return each target's mean squared error on these rows [O]."""
         num_features = len(coef_DO)
@@ -76,6 +88,24 @@ class Moments:
         squares_O = self.squares_O + (coef_DO * (within_DO - 2 * cross_DO)).sum(0)
         bias_O = self.mean_Z[num_features:] - self.mean_Z[:num_features] @ coef_DO - intercept_O
         return squares_O.clamp(min=0) / self.num_rows + bias_O.square()
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components of some rows' features: scores are (x − origin_D) basis_DK."""
+
+    basis_DK: torch.Tensor
+    origin_D: torch.Tensor
+    explained_variance: float
+
+    def of(self, rows: Moments) -> Moments:
+        """Return the moments of `rows` with the scores as their features."""
+        num_features = len(self.basis_DK)
+        feature_mean_D, target_mean_O = rows.mean_Z[:num_features], rows.mean_Z[num_features:]
+        mean_Z = torch.cat([(feature_mean_D - self.origin_D) @ self.basis_DK, target_mean_O])
+        gram_KK = self.basis_DK.T @ (rows.products_DZ[:, :num_features] @ self.basis_DK)
+        cross_KO = self.basis_DK.T @ rows.products_DZ[:, num_features:]
+        return Moments(rows.num_rows, mean_Z, torch.cat([gram_KK, cross_KO], 1), rows.squares_O)
 
 
 class Statistics:
@@ -187,32 +217,48 @@ class Statistics:
 
 
 def solve(
-    statistics: Statistics, alphas: Sequence[float], per_target: bool = False, fit_intercept: bool = True
+    statistics: Statistics,
+    alphas: Sequence[float],
+    per_target: bool = False,
+    fit_intercept: bool = True,
+    components: int | None = None,
 ) -> Solution:
     """Return the ridge regression of the rows in `statistics`, the same as scikit-learn's `Ridge`.
 
     Where there are several alphas, that of least held-out error is taken, for each target its own if
-    `per_target`. Raises InputError where fewer than two folds hold rows to choose by.
+    `per_target`. With `components`, the regression is on the first so many principal components of the
+    features, each fold's own (scikit-learn's pipeline of `PCA` and `Ridge`), and the coefficients are those
+    of the features. Raises InputError where fewer than two folds hold rows to choose by.
     """
     total = statistics.total()
-    mse_AT = (
-        _cross_validate(statistics, total, alphas, per_target, fit_intercept) if len(alphas) > 1 else None
-    )
+    mse_AT = None
+    if len(alphas) > 1:
+        mse_AT = _cross_validate(statistics, total, alphas, per_target, fit_intercept, components)
     alpha_T = [alphas[0]] if mse_AT is None else best_alphas(mse_AT, alphas)
-    system = total.system(fit_intercept, len(alphas))
+    found = None if components is None else total.components(components)
+    rows = total if found is None else found.of(total)
+    system = rows.system(fit_intercept, len(alphas))
     coef_DO = system.solve_each(alpha_T)
-    intercept_O = total.intercept(coef_DO, fit_intercept)
+    intercept_O = rows.intercept(coef_DO, fit_intercept)
+    train_mse = float(rows.mean_squared_error(coef_DO, intercept_O).mean())
     condition_number = system.condition_number(min(alpha_T))
+    warnings = [precision_warning(condition_number, statistics.num_features)]
+    if found is not None:
+        coef_DO = found.basis_DK @ coef_DO
+        intercept_O = intercept_O - found.origin_D @ coef_DO
+        warnings.append(components_warning(components, found.basis_DK.shape[1]))
     return Solution(
         coef_OD=coef_DO.T.contiguous(),
         intercept_O=intercept_O,
         alpha_T=torch.tensor(alpha_T, dtype=torch.float64),
         mse_AT=mse_AT,
-        train_mse=float(total.mean_squared_error(coef_DO, intercept_O).mean()),
+        train_mse=train_mse,
         condition_number=condition_number,
         form="primal",
         method=system.method,
-        warning=precision_warning(condition_number, statistics.num_features),
+        warning="; ".join(filter(None, warnings)),
+        components=None if found is None else found.basis_DK.shape[1],
+        explained_variance=None if found is None else found.explained_variance,
     )
 
 
@@ -228,13 +274,21 @@ def check_folds(rows_per_fold: Sequence[int]) -> list[int]:
 
 
 def _cross_validate(
-    statistics: Statistics, total: Moments, alphas: Sequence[float], per_target: bool, fit_intercept: bool
+    statistics: Statistics,
+    total: Moments,
+    alphas: Sequence[float],
+    per_target: bool,
+    fit_intercept: bool,
+    components: int | None,
 ) -> torch.Tensor:
     """Return the held-out mean squared error of each alpha [A, T]."""
     mse_FAO: list[torch.Tensor] = []
     for fold in check_folds(statistics.rows_per_fold):
         held_out = statistics.of_fold(fold)
         rest = total.without(held_out)
+        if components is not None:
+            found = rest.components(components)
+            rest, held_out = found.of(rest), found.of(held_out)
         system = rest.system(fit_intercept, len(alphas))
         errors_AO: list[torch.Tensor] = []
         for alpha in alphas:

@@ -14,7 +14,7 @@ from voxray.train.evaluate import evaluate_split
 from voxray.train.run_folder import plain
 from voxray.train.trained.load import Trained
 from voxray.train.trained.output import refuse_existing, whole
-from voxray.train.trained.predictions import predictions_table, write_predictions
+from voxray.train.trained.predictions import about_predictions, predictions_table, write_predictions
 
 
 def evaluate_run(
@@ -31,7 +31,7 @@ def evaluate_run(
     yet; by default into the run, anew; nowhere for another dataset or another checkpoint than the run's best.
     """
     if out is not None:
-        for file in _files(out, split):
+        for file in result_files(out, split):
             refuse_existing(file)
     source = trained.rows(split, data)
     task = trained.task
@@ -44,8 +44,8 @@ def evaluate_run(
     table = _with_intervals(task.table(merged, summary), intervals)
     floor = _floor(trained, source, split, merged) if with_floor else None
     if floor is not None:
-        for row, reference in zip(table, task.table(floor, task.summarize(floor)), strict=True):
-            row["floor"] = reference["auroc"] if "auroc" in reference else reference["value"]
+        references = task.table(floor, task.summarize(floor))
+        table = [_with_floor(row, other) for row, other in zip(table, references, strict=True)]
     result = {
         "split": split,
         "dataset": source.store.location,
@@ -70,7 +70,7 @@ def results_folder(trained: Trained, data: str | Path | None) -> Path | None:
     return trained.run if data is None else None
 
 
-def _files(folder: Path, split: str) -> tuple[Path, Path]:
+def result_files(folder: Path, split: str) -> tuple[Path, Path]:
     """Return where a split's predictions and its evaluation are written."""
     return folder / f"predictions_{split}.parquet", folder / f"evaluation_{split}.json"
 
@@ -78,11 +78,31 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
 def _with_intervals(
     table: list[dict[str, Any]], intervals: dict[str, list[tuple[float, float]]]
 ) -> list[dict[str, Any]]:
-    """Put `low` and `high` beside each row of the table, where a per-row interval was computed."""
-    per_row = next((bounds for bounds in intervals.values() if len(bounds) == len(table)), None)
-    if per_row is None:
+    """Put `low` and `high` beside the column of the first metric that has an interval for each row; at the
+    end of the row where no column has the metric's name.
+    """
+    per_row = [(name, bounds) for name, bounds in intervals.items() if len(bounds) == len(table)]
+    if not per_row:
         return table
-    return [{**row, "low": low, "high": high} for row, (low, high) in zip(table, per_row, strict=True)]
+    name, bounds = per_row[0]
+    column = name.removesuffix("_per_class")
+    return [
+        _after(row, column, {"low": low, "high": high})
+        for row, (low, high) in zip(table, bounds, strict=True)
+    ]
+
+
+def _with_floor(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """Put the linear floor's value of a row's metric beside it, after its interval."""
+    metric = "auroc" if "auroc" in reference else "value"
+    return _after(row, "high" if "high" in row else metric, {"floor": reference[metric]})
+
+
+def _after(row: dict[str, Any], key: str, more: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with more columns right after `key`, at its end where it has no such column."""
+    keys = list(row)
+    place = keys.index(key) + 1 if key in row else len(keys)
+    return {**{name: row[name] for name in keys[:place]}, **more, **row}
 
 
 def _floor(trained: Trained, source: LocalStream, split: str, merged: Evaluation) -> Evaluation:
@@ -98,15 +118,18 @@ def _floor(trained: Trained, source: LocalStream, split: str, merged: Evaluation
     order = np.argsort(held_out["sample_id"].astype(str), kind="stable")
     assert [str(name) for name in held_out["sample_id"][order]] == merged.rows.sample_id
     rows = type(merged.rows)(
-        merged.rows.sample_id, merged.rows.group_id, {**merged.rows.columns, "scores": scores[order]}
+        merged.rows.sample_id,
+        merged.rows.group_id,
+        {**merged.rows.columns, trained.task.SCORES: scores[order]},
     )
     return Evaluation(merged.sums, rows)
 
 
 def _write(trained: Trained, folder: Path, split: str, merged: Evaluation, result: dict[str, Any]) -> None:
     """Write both files; the evaluation last, as it stands for both. Without rows there are no predictions."""
-    predictions, evaluation = _files(folder, split)
+    predictions, evaluation = result_files(folder, split)
     if merged.rows is not None:
-        write_predictions(predictions, iter([predictions_table(trained.task, merged)]))
+        about = about_predictions(trained, result["dataset"], split)
+        write_predictions(predictions, iter([predictions_table(trained.task, merged)]), about)
     with whole(evaluation) as partial:
         partial.write_text(json.dumps(result, indent=1))

@@ -1,6 +1,7 @@
 """A trained model, read back: weights, task, rows. Needs no Ray, and no dataset until rows are read."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from voxray.config.errors import InputError, RunError
+from voxray.config.overrides import parse_override
+from voxray.config.resolve import resolve
+from voxray.config.tree import Node
 from voxray.core.registry import config_class, task_class
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
@@ -24,6 +28,7 @@ from voxray.train.run_folder import RunFolder
 from voxray.train.trained.dataset_facts import DatasetFacts, read_facts
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+NOT_PRETRAINED = {"pretrained": False, "pretrained_file": ""}  # a task's keys of `model`
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,22 @@ class Trained:
         raise InputError(f"the run's dataset {self.facts.location} is gone; name another one with --data")
 
 
-def load(reference: str | Path, device: str | torch.device | None = None) -> Trained:
+def load(
+    reference: str | Path, device: str | torch.device | None = None, overrides: Sequence[str] = ()
+) -> Trained:
     """Load the model of a RUN (its best checkpoint, or its last where no best was kept), of RUN/best,
     RUN/last, a checkpoint's folder, or a folder that `voxray export` wrote.
 
     `device` is a GPU by default where there is one. Where the run kept averaged weights, they are taken.
-    Raises InputError when the folder holds no model or a config that this voxray does not know, RunError
-    when a file is damaged.
+    `overrides` are `key=value` of sections that training does not read (`RunConfig.AFTER_TRAINING`). Raises
+    InputError when the folder holds no model, for a config that this voxray does not know and an override of
+    anything else, RunError when a file is damaged.
     """
     folder, run = find(Path(reference))
     weights = checkpoint.load_weights(folder)
     manifest = read_manifest(folder)
     stage_index = _read_stage(folder, manifest)
-    config = _read_config(folder)
+    config = _overridden(_read_config(folder), overrides)
     stage = config.resolved_stages()[stage_index]
     facts = _facts_of(folder, config)
     task = task_class(config.task)(stage.config, facts.statistics, facts.schema)
@@ -157,6 +165,19 @@ def _read_config(folder: Path) -> RunConfig:
         raise InputError(f"{file} is no config that voxray saved ({error}); restore it") from error
 
 
+def _overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return the config with other values in the sections that training does not read."""
+    if not overrides:
+        return config
+    free = config.AFTER_TRAINING
+    wrong = [text for text in overrides if parse_override(text)[0][0] not in free]
+    if wrong:
+        may = f"only {', '.join(free)} may change" if free else "nothing may change"
+        raise InputError(*(f"{text}: the model was trained with another value; {may} now" for text in wrong))
+    values = Node.of(config.model_dump(mode="json"), "the trained run")
+    return resolve(type(config), [values], overrides).config
+
+
 def _facts_of(folder: Path, config: RunConfig) -> DatasetFacts:
     """Return what was noted of the dataset, in an export's folder or beside a run; else what it says now."""
     for place in (folder, folder.parent.parent):
@@ -168,11 +189,14 @@ def _facts_of(folder: Path, config: RunConfig) -> DatasetFacts:
 
 
 def _without_download(task: Task) -> Task:
-    """Return the task with `model.pretrained` off, as the weights are at hand and the hub may not be."""
+    """Return the task with `model.pretrained` off, as the weights are at hand and the hub, or the file that
+    they came from, may not be.
+    """
     model: Any = getattr(task.config, "model", None)
-    if not getattr(model, "pretrained", False):
+    off = {name: value for name, value in NOT_PRETRAINED.items() if getattr(model, name, value) != value}
+    if not off:
         return task
-    config = task.config.model_copy(update={"model": model.model_copy(update={"pretrained": False})})
+    config = task.config.model_copy(update={"model": model.model_copy(update=off)})
     return type(task)(config, task.statistics, task.dataset_schema)
 
 

@@ -1,9 +1,14 @@
-"""Predictions as Parquet: `sample_id`, `group_id` and the task's columns, streamed in row groups."""
+"""Predictions as Parquet, streamed in row groups, or as a `.pt` file of tensors and lists of text.
+
+Both hold `sample_id`, `group_id` and the task's columns, a row per sample, and the names of the labels.
+"""
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +25,8 @@ from voxray.train.trained.load import Trained
 from voxray.train.trained.output import refuse_existing, whole
 
 ROW_GROUP_BYTES = 32 << 20  # what waits in memory until it is written
+TENSOR_SUFFIXES = (".pt", ".pth")
+_ABOUT = ("voxray.task", "voxray.checkpoint", "voxray.dataset", "voxray.split")
 
 
 @dataclass(frozen=True)
@@ -32,21 +39,80 @@ class Predicted:
 
 
 def predict(trained: Trained, out: Path, split: str, data: str | Path | None = None) -> Predicted:
-    """Write the predictions for every row of a split to the Parquet file `out`, in the dataset's order.
+    """Write the predictions for every row of a split to `out`, in the dataset's order: Parquet, or tensors
+    where it ends in .pt or .pth, which are gathered in memory first.
 
     `data.filter` and `data.limit_samples` of the run leave no row out here. Raises InputError where `out`
     exists or cannot be written, and as `Trained.rows` does.
     """
     refuse_existing(out)
     source = trained.rows(split, data)
-    about = {
+    about = about_predictions(trained, source.store.location, split)
+    tables = _tables(trained, source, split)
+    if out.suffix in TENSOR_SUFFIXES:
+        with whole(out) as partial:
+            parquet = partial.with_name(f"{out.name}.parquet")
+            num_rows = write_predictions(parquet, tables, about)
+            save_as_tensors(partial, parquet)
+            parquet.unlink()
+    else:
+        num_rows = write_predictions(out, tables, about)
+    return Predicted(out, num_rows, source.store.location)
+
+
+def about_predictions(trained: Trained, dataset: str, split: str) -> dict[str, str]:
+    """Return what predictions say of themselves in their file's metadata.
+
+    `voxray.names` is JSON: the names of the entries of those columns that the dataset names (`labels`).
+    pandas has it as `DataFrame.attrs["names"]`.
+    """
+    columns = trained.task.dataset_schema.columns
+    names = {name: list(column.names) for name, column in columns.items() if column.names}
+    to_pandas = {"index_columns": [], "column_indexes": [], "columns": [], "attributes": {"names": names}}
+    return {
         "voxray.task": trained.config.task,
         "voxray.checkpoint": trained.checkpoint.name,
-        "voxray.dataset": source.store.location,
+        "voxray.dataset": dataset,
         "voxray.split": split,
+        "voxray.names": json.dumps(names),
+        "pandas": json.dumps(to_pandas),
     }
-    num_rows = write_predictions(out, _tables(trained, source, split), about)
-    return Predicted(out, num_rows, source.store.location)
+
+
+def save_as_tensors(out: Path, parquet: Path) -> None:
+    """Write what a Parquet file of predictions holds for `torch.load(out, weights_only=True)`.
+
+    A map: a column of numbers is a tensor [N, …], one of text or of ragged lists is a list; `names` and
+    `about` are what the file says of itself.
+    """
+    table = pq.read_table(parquet)
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    about = {key.removeprefix("voxray."): value for key, value in metadata.items() if key in _ABOUT}
+    torch.save(
+        {**_columns(table), "names": json.loads(metadata.get("voxray.names", "{}")), "about": about}, out
+    )
+
+
+def read_columns(parquet: Path) -> dict[str, Any]:
+    """Return the columns of a Parquet file that `predict` wrote: tensors [N, …] and lists."""
+    return _columns(pq.read_table(parquet))
+
+
+def _columns(table: pa.Table) -> dict[str, Any]:
+    return {name: _values(table[name].combine_chunks()) for name in table.column_names}
+
+
+def _values(column: pa.Array) -> Any:
+    """Return a column as a tensor [N, …] where it is numbers or lists of one length, else as a list."""
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = column.value_lengths().unique().to_pylist()
+        inner = _values(column.flatten()) if len(lengths) == 1 else None
+        if isinstance(inner, torch.Tensor):
+            return inner.reshape(len(column), lengths[0], *inner.shape[1:])
+    elif pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False)))
+    return column.to_pylist()
 
 
 @torch.inference_mode()

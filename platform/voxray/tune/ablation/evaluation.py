@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from voxray.train.run_folder import RunFolder
+from voxray.train.run_folder import RunFolder, of_last_stage
 from voxray.tune.config import ObjectiveConfig
 
 FAILURE_FILE = "failed.json"  # in a cell's folder: why its last attempt failed
@@ -57,12 +57,14 @@ def read_cell(
 def chosen_evaluation(
     records: Sequence[dict[str, Any]], objectives: Sequence[ObjectiveConfig], value: Literal["best", "last"]
 ) -> dict[str, Any] | None:
-    """Return the evaluation that counts: the last, or the one that is best by the first objective.
+    """Return the evaluation of the last stage that counts: the last, or the one that is best by the first
+    objective.
 
     All objectives are read from that one, as they are of one model. None where a number is missing.
     """
     first = objectives[0]
-    found = [r for r in records if r.get("kind") in ("epoch", "validation") and first.metric in r]
+    evaluations = [r for r in records if r.get("kind") in ("epoch", "validation") and first.metric in r]
+    found = of_last_stage(evaluations)
     if value == "best":
         found = [record for record in found if _is_finite(record[first.metric])]
         chosen = min(found, key=lambda record: first.sign * record[first.metric], default=None)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxray.config.errors import RunError
-from voxray.train.run_folder import RunFolder
+from voxray.train.run_folder import RunFolder, of_last_stage
 from voxray.tune.config import ObjectiveConfig, SearchConfig
 from voxray.tune.job import RUN, Job
 from voxray.tune.ledger import Suggestion, TrialRow
@@ -199,18 +199,20 @@ class StudyLedger:
             trial.set_user_attr(AT + str(step), [float(record.get("epochs", step)), *scores])
 
     def finish(self, index: int, job: Job | None = None) -> TrialRow:
-        """Tell COMPLETE with the scores where the first objective was best, their mean over the seeds; FAIL
-        when it was never a finite number.
+        """Tell COMPLETE with the scores where the first objective was best in the run's last stage, their
+        mean over the seeds; FAIL when it was never a finite number.
 
         An epoch saved but not heard of before a kill is not trained again; the runs' logs have it.
         """
         runs = job.runs if job else ()
+        first_steps: dict[int, int] = {}
         for number, run in enumerate(runs):
-            for record in RunFolder(run.path).records():
-                if record["kind"] in EVALUATIONS:
-                    self.report(index, {**record, RUN: number})
+            evaluations = [r for r in RunFolder(run.path).records() if r["kind"] in EVALUATIONS]
+            for record in evaluations:
+                self.report(index, {**record, RUN: number})
+            first_steps[number] = min((int(r["step"]) for r in of_last_stage(evaluations)), default=0)
         running = self.running[index]
-        best = [self._best(running, number) for number in range(max(1, len(runs)))]
+        best = [self._best(running, run, first_steps.get(run, 0)) for run in range(max(1, len(runs)))]
         if any(record is None for record in best):
             return self.crash(index, f"{self.objectives[0].metric} was never a finite number")
         records = [record for record in best if record is not None]
@@ -348,14 +350,15 @@ class StudyLedger:
         numbers = [float(value) for value in found if isinstance(value, int | float)]
         return tuple(numbers) if len(numbers) == len(self.objectives) else None
 
-    def _best(self, running: _Running, run: int) -> Record | None:
-        """Return a run's evaluation with the best first objective, the first of equals."""
+    def _best(self, running: _Running, run: int, first_step: int) -> Record | None:
+        """Return a run's evaluation from `first_step` on, the first with the best first objective."""
         metric, sign = self.objectives[0].metric, self.objectives[0].sign
         seen: dict[int, Record] = dict(running.runs.get(run, {}))
         if run == 0 and len(self.objectives) == 1:
             for step, value in running.known.items():  # what was told first stays
                 seen[step] = {**seen.get(step, {"step": step}), metric: value}
-        finite = [seen[step] for step in sorted(seen) if math.isfinite(seen[step][metric])]
+        late = [seen[step] for step in sorted(seen) if step >= first_step]
+        finite = [record for record in late if math.isfinite(record[metric])]
         return min(finite, key=lambda record: sign * record[metric], default=None)
 
     def _constrain(self, trial: "Trial", records: Sequence[Record]) -> str:

@@ -1,0 +1,49 @@
+"""Pictures that a model's predictions become: what a task offers to `voxray predict --images`. No torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+Take = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """RGB pixels, uint8 [H, W, 3], and the lines that stand below them."""
+
+    pixels_HWC: np.ndarray
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PicturedRow:
+    """One row's pictures; `truth` is the picture that was shown, where the dataset stores it."""
+
+    sample_id: str
+    title: str
+    made: tuple[Picture, ...]
+    truth: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a picture maker made: rows, and what the user should be told about them."""
+
+    rows: tuple[PicturedRow, ...]
+    notes: tuple[str, ...] = ()
+
+
+class PictureMaker(Protocol):
+    """Turns predictions into pictures. It is made before anything is predicted, and refuses then what it
+    cannot do; it loads what it needs when it is called.
+    """
+
+    def __call__(self, predictions: Mapping[str, Any], take: Take | None) -> Pictures:
+        """Return pictures of some rows: which ones, the task's config says.
+
+        `predictions` are the columns of a predictions file, tensors [N, …] and lists of text; `take` fetches
+        the dataset's columns for sample ids, None where it cannot.
+        """
+        ...
