@@ -16,6 +16,7 @@ from voxray.core.registry import TASKS, aliases, config_class
 from voxray.core.run_config import RunConfig
 
 SUFFIXES = (".yaml", ".yml")
+_GUIDES = {"experiments": "cxr_memory", "training": "fmri_clip"}  # configs/FOLDER of a guide → its task
 
 
 def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Resolved[RunConfig]:
@@ -78,9 +79,9 @@ def find_experiment(reference: str) -> tuple[Path, list[str]]:
         return path.resolve(), []
     files = experiment_files()
     wanted = path.with_suffix("").parts if path.suffix in SUFFIXES else path.parts
-    if wanted[:1] == (
-        "configs",
-    ):  # configs/experiments/NAME.yaml, configs/training/NAME.yaml: the guides' own paths
+    if wanted[:1] == ("configs",):  # a guide's own path: its folder tells whose
+        task = _GUIDES.get(wanted[-2])
+        files = [file for file in files if file.parent.name == task] or files
         wanted = wanted[-1:]
     if wanted[:1] == ("experiments",):
         wanted = wanted[1:]

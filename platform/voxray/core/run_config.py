@@ -60,6 +60,7 @@ class RunConfig(Section, frozen=True, defer_build=True):
     hypothesis: str = ""
     expected: str = ""
     tags: tuple[str, ...] = ()
+    deprecated: str = Field(default="", description="what to use instead; whoever runs it is told")
     task: str
     run: RunNameConfig = RunNameConfig()
     data: DataConfig = DataConfig()
@@ -77,6 +78,14 @@ class RunConfig(Section, frozen=True, defer_build=True):
 
     def told(self) -> list[str]:
         """Return what the user should be told about these values, e.g. a name that stands for another."""
+        if not self.deprecated:
+            return []
+        return [f"warning: {self.experiment_name or 'this experiment'} is deprecated: {self.deprecated}"]
+
+    def missing(self) -> list[str]:
+        """Return what a run still has to be given before it can start, a sentence each; a file may leave it
+        to the command line.
+        """
         return []
 
     def completed(self) -> dict[str, Any]:

@@ -39,7 +39,11 @@ def dataset_path(config: RunConfig) -> str:
 
 
 def check_given(resolved: Resolved[RunConfig]) -> None:
-    """Raise InputError where `data.path` leads to no dataset, with the key that it was given by and where."""
+    """Raise InputError where the config lacks something, or `data.path` leads to no dataset, with the key
+    that it was given by and where.
+    """
+    if missing := resolved.config.missing():
+        raise InputError(*missing)
     path = resolved.config.data.path
     if path.startswith(SYNTH) or (path and not Store.of(path).is_local):
         return
@@ -97,8 +101,10 @@ def _size(config: RunConfig) -> str:
 def _synthetic_path(config: RunConfig) -> Path:
     """Name the cached dataset by what makes it: the generator's source and the options of `data.prepare`."""
     task_file = Path(inspect.getfile(task_data(config.task)))
-    generator = task_file.with_name("data.py")
-    source = (generator if generator.exists() else task_file).read_text()
+    beside = [task_file.with_name(name) for name in ("data.py", "synth.py")]
+    worlds = sorted((Path(__file__).parent / "formats").glob("*_world.py"))
+    files = [file for file in beside if file.exists()] or [task_file]
+    source = "".join(file.read_text() for file in (*files, *worlds))
     recipe = json.dumps([VERSION, source, config.data.prepare.model_dump(mode="json")], sort_keys=True)
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     name = f"{config.task.replace(':', '.')}-{_size(config)}-{digest}"

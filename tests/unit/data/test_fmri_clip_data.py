@@ -17,7 +17,7 @@ from voxray.core.registry import task_data
 from voxray.core.schema import BYTES, Schema
 from voxray.core.task import BadRow
 from voxray.data.decode import apply_stages
-from voxray.data.formats.linear_world import World, recall_at_1, ridge_guess, unit_rows
+from voxray.data.formats.planted_world import World, recall_at_1, ridge_guess, unit_rows
 from voxray.tasks.fmri_clip.data import FmriClipData
 from voxray.tasks.fmri_clip.synth import SYNTH_SIZES, SynthSize, write_subject
 
@@ -186,12 +186,44 @@ def test_nsd_folders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(row["image"], np.asarray(expected).transpose(2, 0, 1))
 
 
+# --- towers and repeats
+# -------------------------------------------------------------------------------------------------------
+
+
+def test_towers_are_known_before_a_file_is_read(tmp_path: Path) -> None:
+    task = make(clip=[{"model": "vit_b32", "layers": [4, 8]}, {"model": "lab/own", "prefix": "sd"}])
+    columns = {name: c.shape for name, c in task.schema().columns.items() if name.startswith("clip_")}
+    widths = {"clip_final": (512,), "clip_layer_4": (768,), "clip_layer_8": (768,), "clip_sd_final": (None,)}
+    assert columns == widths
+    first, second = task.embedders()
+    assert (first.model_id, first.revision) == ("openai/clip-vit-base-patch32", "main")
+    assert dict(first.options) == {"layers": "4,8", "prefix": "clip_"}
+    assert (second.model_id, second.inputs, list(second.outputs)) == (
+        "lab/own",
+        ("pixels",),
+        ["clip_sd_final"],
+    )
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no CLIP tower that can be read"):
+        make(clip=[{"model": str(tmp_path)}]).embedders()
+    with pytest.raises(InputError, match="a block is named twice"):
+        make(clip=[{"model": "lab/own", "layers": [2, 2]}])
+
+
+def test_a_flat_dataset_names_its_targets() -> None:
+    task = make(format="table", targets=["final", "layer_4"])
+    assert {"clip_final", "clip_layer_4"} <= task.schema().columns.keys()
+    assert "clip_final" not in make(targets=["final"]).schema().columns
+
+
+def test_the_subject_is_chosen_as_the_guide_writes_it() -> None:
+    assert make(subject="subj01").config.data.prepare.subjects == ("subj01",)
+
+
 # --- synthetic folders
 # -------------------------------------------------------------------------------------------------------
 
-SMALL_NSD = {
-    kind: SynthSize(kind, 2, 750, 40, (6, 7, 5), 12, 16, 0.5, num_shared=60) for kind in ("nifti", "hdf5")
-}
+SMALL_NSD = {kind: SynthSize(kind, 2, 750, 40, (6, 7, 5), 12, num_shared=60) for kind in ("nifti", "hdf5")}
 
 
 def test_tiny_is_small_repeatable_and_honest(tmp_path: Path) -> None:
@@ -215,7 +247,7 @@ def test_nsds_layout_reads_back_as_the_worlds_responses(tmp_path: Path, kind: st
     nib = pytest.importorskip("nibabel")
     spec = SMALL_NSD[kind]
     report = write_subject(tmp_path, spec, 0)
-    world = World(0, spec.num_stimuli, spec.num_voxels, spec.num_codes, spec.noise_to_signal)
+    world = spec.world(0)
     rows = rows_of(tmp_path)[1]
     assert len(rows) == report.num_rows == 1500
     with np.load(tmp_path / "clip.npz") as clip:

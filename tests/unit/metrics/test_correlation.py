@@ -62,6 +62,17 @@ def test_a_constant_has_no_correlation(constant: float) -> None:
     assert rows_N.isnan().tolist() == [n == 3 for n in range(50)]
 
 
+def test_what_rounding_leaves_of_a_constant_is_no_spread() -> None:
+    """Sums of squares of most constants do not cancel to 0 about the mean."""
+    x_NV = pairs(50, 300)[0]
+    constant_NV = np.repeat(np.random.default_rng(1).standard_normal((1, 300)), 50, axis=0)
+    assert summed(x_NV, constant_NV, 8).correlation().isnan().all()
+    assert summed(constant_NV, x_NV, 8).correlation().isnan().all()
+    rows = torch.tensor(x_NV.T), torch.tensor(constant_NV.T)
+    assert row_correlation(*rows).isnan().all()
+    assert row_correlation(*rows[::-1]).isnan().all()
+
+
 def test_a_line_has_correlation_one_and_scale_does_not_matter() -> None:
     x_NV = pairs(30, 4)[0]
     line = summed(x_NV, 3 * x_NV - 7, 9).correlation()

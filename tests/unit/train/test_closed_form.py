@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
+from sklearn.pipeline import Pipeline
 
 from voxray.config.errors import InputError
 from voxray.testing.ridge import RidgeTiny, RidgeTinyConfig, ridge_rows
@@ -119,6 +121,8 @@ CASES = {
     "rows": (90, 120, 0.7, {"alphas": ALPHAS, "folds": 3}),
     "rows, a worker without": (90, 120, 1.0, {"alphas": (1.0,), "fit_intercept": False}),
     "sums of rows that both had kept": (12, 8, 0.5, {"alphas": (1.0,)}),
+    "components of sums": (400, 8, 0.4, {"alphas": ALPHAS, "folds": 4, "components": 5}),
+    "components of rows": (90, 120, 0.7, {"alphas": ALPHAS, "folds": 3, "components": 20}),
 }
 
 
@@ -201,6 +205,27 @@ def test_what_cannot_be_fitted_is_an_input_error():
 def test_a_penalty_below_0_is_refused_with_the_config():
     with pytest.raises(ValidationError, match="alphas are penalties of 0 or more, and -1 is less"):
         config(alphas=(1.0, -1.0))
+
+
+def test_components_without_a_closed_form_are_refused():
+    values = {"closed_form": {"components": 3}}
+    with pytest.raises(ValidationError, match=r"set training\.stepper=closed_form too"):
+        RidgeTinyConfig.model_validate({"training": values})
+    stages = [{"epochs": 1}, {"stepper": "closed_form"}]
+    assert RidgeTinyConfig.model_validate({"training": values, "stages": stages}).stages
+
+
+def test_the_record_tells_the_components_and_their_share_of_the_variance():
+    columns = ridge_rows(200, 1)
+    model, report = fit(config(alphas=(3.0,), components=5), columns)
+    pca = PCA(5, svd_solver="full").fit(columns["x"].astype(np.float64))
+    theirs = Pipeline([("pca", PCA(5, svd_solver="full")), ("ridge", Ridge(alpha=3.0))])
+    theirs.fit(columns["x"].astype(np.float64), columns["y"].astype(np.float64))
+    np.testing.assert_allclose(predictions(model, columns), theirs.predict(columns["x"]), atol=1e-5)
+    record = report.record()
+    assert record["components"] == 5
+    assert record["explained_variance"] == pytest.approx(pca.explained_variance_ratio_.sum(), rel=1e-6)
+    assert "components" not in fit(config(alphas=(3.0,)), columns)[1].record()
 
 
 def test_the_loop_runs_it_as_a_stage_after_gradients(tmp_path):

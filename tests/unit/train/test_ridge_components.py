@@ -127,7 +127,8 @@ def test_float32_products_of_large_systems_keep_five_digits(monkeypatch):
 @pytest.mark.parametrize("form", FORMS)
 def test_components_found_by_lanczos_predict_what_all_eigenvectors_do(form, monkeypatch):
     monkeypatch.setattr(spectrum, "LEAST_SIZE", 300)
-    x, y, fold = problem(*((700, 500) if form == "primal" else (480, 700)), floor=1e-4)
+    monkeypatch.setattr(spectrum, "_BASIS_SHARE", 0.6)
+    x, y, fold = problem(*((700, 500) if form == "primal" else (480, 700)), floor=1e-8)
     used = []
     leading = spectrum.leading
     monkeypatch.setattr(spectrum, "leading", lambda *args: (used.append(leading(*args)), used[-1])[1])
@@ -190,4 +191,4 @@ def test_condition_numbers_of_large_systems(name):
     for alpha in (0.01, 1e3):
         system = System(matrix_SS, matrix_SS[:, :1], 1)
         expected = (values.max() + alpha) / (values.min() + alpha)
-        assert system.condition_number(alpha) == pytest.approx(expected, rel=1e-3)
+        assert system.condition_number(alpha) == pytest.approx(expected, rel=2e-2)

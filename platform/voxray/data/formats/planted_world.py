@@ -1,8 +1,8 @@
 """A world of stimuli with planted codes behind voxels and CLIP-like targets: for synthetic files.
 
 Stimulus m has a code u_m ~ N(0, I_K). Voxels answer x = A (u + e) + noise, anew at every trial: e is noise
-that all voxels hear, the other each voxel's own. A target is
-y = normalise(B f(u) + noise), where f is one of two:
+that all voxels hear, the other each voxel's own. A target is y = normalise(B f(u) + noise), where f is one of
+two:
 
 * linear, f(u) = u: without e, y = normalise(W x + noise) with W = B (A'A + noise² I)⁻¹ A';
 * rectified: features that are silent below a threshold, f_j(u) = max(0, w_j·u − threshold) with |w_j| = 1,
@@ -25,7 +25,9 @@ LAYERS = {"final": 0.5, "layer_4": 1.5, "layer_8": 1.0, "layer_12": 0.7}  # nois
 GALLERY = 300
 MAX_FLOOR_ROWS = 2000
 FEATURES_PER_CODE = 4
-_CODES, _VOXELS, _TARGETS, _PICTURES, _TRIALS, _FEATURES, _GAINS, _SHARED = range(8)  # streams of random numbers
+_CODES, _VOXELS, _TARGETS, _PICTURES, _TRIALS, _FEATURES, _GAINS, _SHARED = range(
+    8
+)  # streams of random numbers
 _PICTURE_BLOCKS = 5
 
 
@@ -76,7 +78,7 @@ class World:
         return 0.0 if self.voxel_noise is None else self.noise_to_signal
 
     @cached_property
-    def _scale_V(self) -> np.ndarray:
+    def _scale(self) -> np.ndarray:
         """Return what responses are divided by, float32 [V]."""
         if self.voxel_noise is None:
             return np.full(self.num_voxels, np.sqrt(1 + self.noise**2), np.float32)
@@ -97,23 +99,22 @@ class World:
         if self._shared_noise:
             shared_NK = self._normal(codes_NK.shape, _SHARED, *stream)
             codes_NK = codes_NK + np.float32(np.sqrt(self._shared_noise)) * shared_NK
-        return (codes_NK @ self.voxel_map + np.float32(self.noise) * noise_NV) / self._scale_V
+        return (codes_NK @ self.voxel_map + np.float32(self.noise) * noise_NV) / self._scale
 
     def best_guess(self, x_NV: np.ndarray, num_repeats: int = 1) -> np.ndarray:
         """Return the expected final target (unnormalised) given the mean of `num_repeats` responses."""
         map_KV = self.voxel_map.astype(np.float64)
         eye_KK = np.eye(self.num_codes)
-        # x's least-squares code is u + N(0, (shared I + noise² (A'A)⁻¹) / repeats), and all that x tells of u
         gram_KK = map_KV @ map_KV.T
-        seen_NK = np.linalg.solve(gram_KK, map_KV @ (x_NV.astype(np.float64) * self._scale_V).T).T
-        noise_KK = (self._shared_noise * eye_KK + self.noise**2 * np.linalg.inv(gram_KK)) / num_repeats
-        precision_KK = np.linalg.inv(noise_KK)
-        posterior_KK = np.linalg.inv(precision_KK + eye_KK)
-        codes_NK = seen_NK @ precision_KK @ posterior_KK
+        # A' S⁻¹, with S = shared A A' + noise² I of a trial's noise, is (shared A'A + noise² I)⁻¹ A'.
+        weight_KK = np.linalg.inv(self._shared_noise * gram_KK + self.noise**2 * eye_KK) * num_repeats
+        posterior_KK = np.linalg.inv(weight_KK @ gram_KK + eye_KK)
+        heard_NK = (x_NV.astype(np.float64) * self._scale) @ map_KV.T
+        codes_NK = heard_NK @ (posterior_KK @ weight_KK).T
         return self._features(codes_NK, posterior_KK) @ self._target_map("final")
 
     def ncsnr(self) -> np.ndarray:
-        """Return each voxel's standard deviation of the signal over that of one trial's noise, float64 [V]."""
+        """Return each voxel's deviation of the signal over that of one trial's noise, float64 [V]."""
         signal_V = np.linalg.norm(self.voxel_map.astype(np.float64), axis=0)
         return signal_V / np.sqrt(self._shared_noise * signal_V**2 + self.noise**2)
 
@@ -174,6 +175,11 @@ def recall_at_1(pred_ND: np.ndarray, gallery_ND: np.ndarray) -> float:
     """Return the share of rows whose own target is the most similar (cosine) of the gallery."""
     similarity_NN = unit_rows(pred_ND) @ unit_rows(gallery_ND).T
     return float((similarity_NN.argmax(axis=1) == np.arange(len(pred_ND))).mean())
+
+
+def mean_cosine(pred_ND: np.ndarray, y_ND: np.ndarray) -> float:
+    """Return the mean cosine of the rows of predictions and targets."""
+    return float((unit_rows(pred_ND) * unit_rows(y_ND)).sum(axis=1).mean())
 
 
 def spread(indices: Sequence[int] | np.ndarray, most: int) -> np.ndarray:

@@ -1,11 +1,41 @@
-"""Typed config of the brain-to-text task: what its data needs, and the guide's spellings."""
+"""Typed config of the brain-to-text task (DOMAINS.md S1), and the guide's spellings of it."""
 
-from pydantic import Field
+from typing import ClassVar, Literal, Self
 
+from pydantic import Field, model_validator
+
+from voxray.config.section import Section
 from voxray.config.spellings import Spelling
 from voxray.core.run_config import RunConfig
 from voxray.core.spellings import at_top, loader_workers
 from voxray.data.config import DataConfig, PrepareConfig
+
+TONES = "tones"  # a synthesizer that needs no weights
+TINY = "tiny"  # a network built from a small config, its random weights seeded
+QWEN2_AUDIO = "Qwen/Qwen2-Audio-7B-Instruct"
+
+
+class AudioTargetConfig(Section, frozen=True):
+    """Audio targets, computed once per sentence when raw files are prepared: speech by a synthesizer, then
+    what the audio tower of Qwen2-Audio makes of it; the column `audio`.
+    """
+
+    tts: str = Field(
+        default="facebook/mms-tts-eng",
+        min_length=1,
+        description="a hub's id or a folder (VitsModel), tiny, or tones: a chord per letter, without weights",
+    )
+    tts_revision: str = Field(default="main", description="of the hub's id")
+    tower: str = Field(
+        default=QWEN2_AUDIO,
+        min_length=1,
+        description="a hub's id or a folder (Qwen2-Audio), or tiny: built from a config",
+    )
+    tower_revision: str = Field(default="main", description="of the hub's id")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="what the tower computes in; what is stored is float32"
+    )
+    seed: int = Field(default=0, ge=0, description="of the synthesizer, which varies its speech")
 
 
 class BrainTextPrepareConfig(PrepareConfig, frozen=True):
@@ -31,19 +61,130 @@ class BrainTextPrepareConfig(PrepareConfig, frozen=True):
         default=(), description="NWB: the time series that are the features; without any, spike counts"
     )
     bin_s: float = Field(default=0.02, gt=0, description="NWB: the length of a bin in seconds")
+    audio: AudioTargetConfig | None = Field(
+        default=None, description="compute audio targets of the texts, e.g. {tts: tones, tower: tiny}"
+    )
+
+
+class TransformsConfig(Section, frozen=True):
+    """What is done to the neural features on the device, in this order: training rows are augmented, then
+    all rows are smoothed.
+    """
+
+    static_gain_std: float = Field(
+        default=0.0, ge=0, description="a random mix of the features per trial, around the identity"
+    )
+    white_noise_std: float = Field(default=1.0, ge=0, description="noise of each bin and feature")
+    constant_offset_std: float = Field(default=0.2, ge=0, description="an offset per trial and feature")
+    random_walk_std: float = Field(default=0.0, ge=0, description="steps of a random walk over time")
+    random_cut: int = Field(
+        default=3, ge=0, description="0 … random_cut − 1 bins are cut from a trial's beginning"
+    )
+    smooth_data: bool = Field(default=True, description="smooth over time, in evaluation too")
+    smooth_kernel_std: float = Field(default=2.0, gt=0, description="bins")
+    smooth_kernel_size: int = Field(
+        default=100, ge=1, description="bins of the window that the Gaussian is cut out of"
+    )
 
 
 class BrainTextDataConfig(DataConfig, frozen=True):
-    """Which recordings a run reads."""
+    """Which recordings a run reads, and how training rows are augmented."""
 
     prepare: BrainTextPrepareConfig = BrainTextPrepareConfig()
+    transforms: TransformsConfig = TransformsConfig()
+
+
+class LoraConfig(Section, frozen=True):
+    """Low-rank adapters of the language model's attention, which are trained (peft)."""
+
+    rank: int = Field(default=0, ge=0, description="0: none, the language model stays as it is")
+    alpha: float = Field(default=16.0, gt=0, description="their output is scaled by alpha / rank")
+    modules: tuple[str, ...] = Field(
+        default=("q_proj", "v_proj"), min_length=1, description="layers of the language model by name"
+    )
+
+
+class LlmConfig(Section, frozen=True):
+    """The frozen language model with its projector: the text side of Qwen2-Audio."""
+
+    source: str = Field(
+        default=QWEN2_AUDIO,
+        min_length=1,
+        description="a hub's id or a folder (Qwen2-Audio), or tiny: built from a config",
+    )
+    revision: str = Field(default="main", description="of the hub's id")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="its weights' format")
+    prompt: str = Field(
+        default="Transcript: ", description="stands between the brain's embeddings and the text"
+    )
+    lora: LoraConfig = LoraConfig()
+
+
+class ModelConfig(Section, frozen=True):
+    """The encoder of neural features (DOMAINS.md S1.a), and the frozen language model behind it."""
+
+    day_layers: bool = Field(default=True, description="an input layer for each session; false: none")
+    input_dropout: float = Field(default=0.2, ge=0, lt=1, description="after the sessions' layers")
+    patch_size: int = Field(default=14, ge=1, description="bins that go into one step of the GRU")
+    patch_stride: int = Field(default=4, ge=1, description="bins from one step to the next")
+    n_units: int = Field(default=768, ge=1, description="width of the GRU")
+    n_layers: int = Field(default=5, ge=1, description="layers of the GRU")
+    rnn_dropout: float = Field(default=0.4, ge=0, lt=1, description="between the GRU's layers")
+    audio_embedding_dim: int | None = Field(
+        default=None, ge=1, description="width of the audio targets; default: the dataset's, or the model's"
+    )
+    llm: LlmConfig = LlmConfig()
+
+
+class BrainTextObjectiveConfig(Section, frozen=True):
+    """alpha · align + beta · llm + gamma · ctc; a part without weight is not built."""
+
+    alpha: float = Field(default=1.0, ge=0, description="weight of the distance to the audio targets")
+    beta: float = Field(default=1.0, ge=0, description="weight of the frozen language model's cross-entropy")
+    gamma: float = Field(default=0.0, ge=0, description="weight of CTC on the units")
+    align: Literal["cosine", "mse", "smooth_l1", "info_nce", "soft_dtw"] = Field(
+        default="cosine",
+        description="cosine, mse, smooth_l1: step by step, both brought to the shorter length; info_nce: a "
+        "trial's mean against those of the update; soft_dtw: along the best alignment in time",
+    )
+    tau: float = Field(default=0.1, gt=0, description="info_nce: its temperature")
+    dtw_gamma: float = Field(default=0.1, gt=0, description="soft_dtw: how soft its minimum is")
+    units: Literal["phonemes", "characters", "words"] = Field(
+        default="phonemes", description="what CTC spells; words: those of the training texts"
+    )
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Self:
+        if not (self.alpha or self.beta or self.gamma):
+            raise ValueError("alpha, beta and gamma are all 0, so there is no loss; give one a weight")
+        return self
+
+
+class DecodingConfig(Section, frozen=True):
+    """How text is decoded in evaluations and predictions; nothing of it is trained."""
+
+    generate: bool = Field(default=True, description="let the language model write the text")
+    num_beams: int = Field(default=1, ge=1, description="of the language model; 1: greedy")
+    max_new_tokens: int = Field(default=64, ge=1, description="tokens that it writes at most")
+    ctc_beams: int = Field(
+        default=1, ge=1, description="prefixes that CTC's search keeps; 1: the best path, greedy"
+    )
 
 
 class Config(RunConfig, frozen=True):
     """A brain-to-text experiment."""
 
+    AFTER_TRAINING: ClassVar[tuple[str, ...]] = ("decoding",)
+
     task: str = "brain_text"
     data: BrainTextDataConfig = BrainTextDataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: BrainTextObjectiveConfig = BrainTextObjectiveConfig()
+    decoding: DecodingConfig = DecodingConfig()
+
+    def global_terms(self) -> tuple[str, ...]:
+        """Return the alignment where it compares trials."""
+        return ("align",) if self.objective.alpha and self.objective.align == "info_nce" else ()
 
 
 _LR_FLOOR = Spelling(instead="write training.min_lr_fraction, lr_min / lr_max")
@@ -70,4 +211,14 @@ ALIASES = {
     "dataset.days_per_batch": Spelling("data.groups_per_batch", also={"data.group_by": "session"}),
     "dataset.dataset_dir": "data.path",
     "dataset.num_dataloader_workers": Spelling("data.read_threads", loader_workers),
+    **{f"dataset.data_transforms.{key}": f"data.transforms.{key}" for key in TransformsConfig.model_fields},
+    "dataset.data_transforms.random_walk_axis": Spelling(instead="the random walk goes over time"),
+    "alpha": "objective.alpha",
+    "beta": "objective.beta",
+    "model.rnn_trainable": Spelling(instead="write training.parameters: {gru: {freeze: true}} to freeze it"),
+    "model.input_network.input_layer_dropout": "model.input_dropout",
+    "model.input_network.input_trainable": Spelling(
+        instead="write training.parameters: {day_layers: {freeze: true}} to freeze them"
+    ),
+    "model.n_input_features": Spelling(instead="leave it out: the dataset says how many there are"),
 }

@@ -244,7 +244,7 @@ class Config(RunConfig, frozen=True):
         """Return which timm model a torchvision name stands for, and what spoils the memory of a phase 2."""
         timm_name = TORCHVISION_NAMES.get(self.model.backbone)
         said = [f"model.backbone '{self.model.backbone}' is timm's '{timm_name}'"] if timm_name else []
-        return [*said, *self._restless_memories()]
+        return [*super().told(), *said, *self._restless_memories()]
 
     def _restless_memories(self) -> list[str]:
         """Return a warning for each stage that comes after one with fewer images or a lower momentum, and

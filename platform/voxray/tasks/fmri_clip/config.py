@@ -1,16 +1,20 @@
 """Typed config of the fMRI-to-CLIP task (DOMAINS.md S0), and the guide's spellings of it."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from voxray.config.section import Section
-from voxray.config.spellings import Spelling
+from voxray.config.section import Section, errors_at
 from voxray.core.run_config import RunConfig
-from voxray.core.spellings import loader_workers
 from voxray.core.trained_config import read_trained_config
 from voxray.data.config import DataConfig, PrepareConfig
+from voxray.tasks.fmri_clip import spellings
+
+ALIASES = spellings.ALIASES
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ CLIPS = {
     "vit_l14": ClipTower("openai/clip-vit-large-patch14", 768, 1024, 24),
     "vit_h14": ClipTower("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 1024, 1280, 32),
 }
+
+
+_LAYER = re.compile(r"(?:^|_)layer_(\d+)$")
 
 
 class ClipTargetConfig(Section, frozen=True):
@@ -187,6 +194,23 @@ class EncoderConfig(Section, frozen=True):
         default=None, description="voxels below this split-half reliability are left out, e.g. 0.1"
     )
 
+    @model_validator(mode="after")
+    def _tower_has_the_targets(self) -> Self:
+        if self.clip and self.clip not in CLIPS:
+            near = get_close_matches(self.clip, CLIPS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(CLIPS)};"
+            raise errors_at(
+                [(("clip",), f"no tower's widths are known as '{self.clip}'; {hint} or leave it out")]
+            )
+        for key in ("layers", "target"):
+            names = self.layers if key == "layers" else (self.target,)
+            for name in names:
+                found = _LAYER.search(name)
+                last = CLIPS[self.clip].num_blocks if self.clip else None
+                if found and last and not 1 <= int(found[1]) <= last:
+                    raise errors_at([((key,), f"{self.clip} has the blocks 1 to {last}, and no '{name}'")])
+        return self
+
 
 class ModelConfig(EncoderConfig, frozen=True):
     """The network that is trained, and the trained ones that it stands on."""
@@ -210,7 +234,7 @@ class FmriClipObjectiveConfig(Section, frozen=True):
     cosine: float = Field(default=1.0, ge=0, description="1 − cosine")
     info_nce: float = Field(default=0.0, ge=0, description="symmetric InfoNCE over the rows of an update")
     tau: float = Field(default=0.05, gt=0, description="InfoNCE's temperature")
-    layer_weights: dict[str, float] = Field(
+    layer_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={"layer_4": 0.15, "layer_8": 0.20, "layer_12": 0.25, "final": 0.40},
         description="with model.layers: each target's weight; they are scaled to a sum of 1",
     )
@@ -222,10 +246,12 @@ class FmriClipObjectiveConfig(Section, frozen=True):
         ge=0,
         description="squared error of the voxels that a frozen clip2fmri makes of the output",
     )
-    gallery: int | Literal["all"] = Field(
+    gallery: Annotated[int, Field(ge=2)] | Literal["all"] = Field(
         default=300, description="pictures that retrieval chooses among, the mean over disjoint galleries"
     )
-    ranks: tuple[int, ...] = Field(default=(1, 5, 10, 50), description="the K of recall at K")
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 5, 10, 50), description="the K of recall at K"
+    )
 
 
 class GenerationConfig(Section, frozen=True):
@@ -272,6 +298,75 @@ class Config(RunConfig, frozen=True):
         """Return InfoNCE, where it has a weight."""
         return ("info_nce",) if self.objective.info_nce else ()
 
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        problems = list(self._problems())
+        if problems:
+            raise errors_at(problems)
+        return self
+
+    def _problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield what does not fit together: (key, sentence)."""
+        model, objective, parts = self.model, self.objective, self.training.parts
+        kind = model.architecture
+        if self.training.stepper == "closed_form" and kind != "ridge":
+            text = (
+                f"closed_form solves model.architecture=ridge alone, and it is {kind}; write stepper=gradient"
+            )
+            yield ("training", "stepper"), text
+        if model.layers and kind != "two_stage":
+            yield ("model", "layers"), f"further targets are for two_stage, and architecture is {kind}"
+        if model.layers:
+            weighted = [name for name in (*model.layers, model.target) if name not in objective.layer_weights]
+            if weighted:
+                named = ", ".join(objective.layer_weights) or "none"
+                text = f"there is no weight for {', '.join(weighted)}, only for {named}; give each target one"
+                yield ("objective", "layer_weights"), text
+        if "encoder" in parts and kind != "clip_adapter":
+            text = (
+                f"only clip_adapter stands on an encoder, and architecture is {kind}; to begin with a run's "
+            )
+            yield ("training", "parts", "encoder"), text + "weights write training.start_from=RUN"
+        if objective.brain_consistency:
+            if kind in ("clip_adapter", "clip2fmri"):
+                yield (
+                    ("objective", "brain_consistency"),
+                    f"is for encoders that are trained, and {kind} is none",
+                )
+            elif model.brain is None and "brain" not in parts:
+                text = "needs a trained clip2fmri: name its run with training.parts.brain=RUN"
+                yield ("objective", "brain_consistency"), text
+
+    def missing(self) -> list[str]:
+        """Return that an adapter needs its encoder."""
+        model = self.model
+        if (
+            model.architecture == "clip_adapter"
+            and model.encoder is None
+            and not self.training.parts.get("encoder")
+        ):
+            return [
+                "the adapter stands on a trained encoder; name its run with training.parts.encoder=RUN "
+                "(the guide's --pretrained RUN)"
+            ]
+        return []
+
+    def told(self) -> list[str]:
+        """Return what InfoNCE costs under accumulation, and values that do nothing as they stand."""
+        said = super().told()
+        training = self.training
+        if training.accumulate_grad_batches > 1 and self.global_terms():
+            rows = training.batch_size * training.accumulate_grad_batches
+            said.append(
+                f"objective.info_nce compares all {rows} rows of an update, so each of its micro-batches runs "
+                "twice"
+            )
+        for key in ("noise_std", "voxel_dropout", "mixup"):
+            is_given = key in self.data.model_fields_set and getattr(self.data, key)
+            if is_given and not self.data.augmentation:
+                said.append(f"data.{key} does nothing without data.augmentation=true")
+        return said
+
     def completed(self) -> dict[str, Any]:
         """Return the shapes of the trained networks in `training.parts`, as their runs' configs say them."""
         found: dict[str, Any] = {}
@@ -283,25 +378,3 @@ class Config(RunConfig, frozen=True):
                     key: trained[key] for key in EncoderConfig.model_fields if key in trained
                 }
         return found
-
-
-# guide's path → our path
-ALIASES = {
-    "experiment.name": "experiment_name",
-    "experiment.description": "description",
-    "experiment.tags": "tags",
-    "dataset.subject": Spelling(
-        "data.prepare.subjects", lambda names: [names] if isinstance(names, str) else names
-    ),
-    "dataset.train_ratio": "data.prepare.splits.train",
-    "dataset.val_ratio": "data.prepare.splits.val",
-    "dataset.test_ratio": "data.prepare.splits.test",
-    "dataset.num_workers": Spelling("data.read_threads", loader_workers),
-    "ridge.alpha": Spelling(instead="write training.closed_form.alphas: [ALPHA]"),
-    "ridge.alpha_range": Spelling("training.closed_form.alphas", also={"training.stepper": "closed_form"}),
-    "ridge.cv_folds": "training.closed_form.folds",
-    "ridge.fit_intercept": "training.closed_form.fit_intercept",
-    "ridge.pca_k": "training.closed_form.components",
-    "data.pca_k": "training.closed_form.components",
-    "pca_k": "training.closed_form.components",
-}

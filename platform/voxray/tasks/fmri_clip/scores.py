@@ -31,10 +31,11 @@ def retrieval_names(own: FmriClipObjectiveConfig) -> tuple[str, ...]:
     return ("cosine_similarity", *recalls, f"mrr_{pool}", "two_way", f"{_MEDIAN}rank_{pool}")
 
 
-def retrieval_rows(rows: Rows, own: FmriClipObjectiveConfig) -> dict[str, torch.Tensor]:
+def retrieval_rows(rows: Rows, own: FmriClipObjectiveConfig, is_cut: bool = False) -> dict[str, torch.Tensor]:
     """Return each metric's values over the rows, float64 [N]; NaN for stimuli that are in no gallery.
 
-    Raises InputError for fewer stimuli than a gallery has.
+    Raises InputError for fewer stimuli than a gallery has; rows that were cut short (`is_cut`) then have no
+    gallery.
     """
     pred_ND, true_ND = embeddings(rows)
     stimulus, first, stimulus_N = np.unique(
@@ -43,10 +44,12 @@ def retrieval_rows(rows: Rows, own: FmriClipObjectiveConfig) -> dict[str, torch.
     try:
         gallery_S = galleries(stimulus.tolist(), None if own.gallery == "all" else own.gallery)
     except ValueError:
-        raise InputError(
-            f"objective.gallery={own.gallery}, but the evaluated rows have {len(stimulus)} stimuli; set it "
-            "to that or less, or to all"
-        ) from None
+        if not is_cut:
+            raise InputError(
+                f"objective.gallery={own.gallery}, but the evaluated rows have {len(stimulus)} stimuli; set "
+                "it to that or less, or to all"
+            ) from None
+        gallery_S = torch.full((len(stimulus),), -1)
     found = gallery_places(pred_ND, true_ND[first], torch.from_numpy(stimulus_N), gallery_S)
     values = (
         (pred_ND * true_ND).sum(1).double(),

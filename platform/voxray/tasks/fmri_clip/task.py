@@ -3,7 +3,6 @@
 Shapes: B rows of a batch, N of a split, V voxels, D an embedding's width.
 """
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, cast
 
@@ -48,11 +47,6 @@ class FmriClip(FmriClipData, Task):
         the dataset lacks or that has another width than its CLIP.
         """
         model = self.config.model
-        if self.config.objective.brain_consistency and model.architecture in ("clip2fmri", "clip_adapter"):
-            raise InputError(
-                f"objective.brain_consistency does not go with model.architecture={model.architecture}; "
-                "it is for ridge, mlp and two_stage"
-            )
         if model.architecture == "clip2fmri":
             return Inverse(model, self._dim(model.target, model.clip), self._kept(model))
         if model.architecture == "clip_adapter":
@@ -66,23 +60,13 @@ class FmriClip(FmriClipData, Task):
     def _encoder(self, config: EncoderConfig, is_trained: bool = False) -> Encoder:
         own = self.config.objective
         dims = {name: self._dim(name, config.clip) for name in dict.fromkeys((*config.layers, config.target))}
-        weights = self._layer_weights(dims) if config.layers and is_trained else None
+        weights = {name: own.layer_weights[name] for name in dims} if config.layers and is_trained else None
         brain = self._brain(dims[config.target]) if is_trained and own.brain_consistency else None
         encoder = Encoder(config, self._kept(config), dims, weights, brain)
         learns_weights = own.learn_layer_weights and own.cosine > 0
         encoder.layer_logits.requires_grad_(encoder.layer_logits.requires_grad and learns_weights)
         encoder.projectors.requires_grad_(is_trained and own.info_nce > 0)
         return encoder
-
-    def _layer_weights(self, names: Collection[str]) -> dict[str, float]:
-        """Return the targets' weights, as the config has them."""
-        known = self.config.objective.layer_weights
-        if bare := [name for name in names if known.get(name, 0) <= 0]:
-            raise InputError(
-                f"objective.layer_weights: '{bare[0]}' of model.layers has no weight above 0; give it one, "
-                "or leave the layer out"
-            )
-        return {name: known[name] for name in names}
 
     def _brain(self, dim: int) -> Inverse:
         """Return the inverse network of brain consistency, for embeddings of `dim` numbers."""
@@ -234,7 +218,7 @@ class FmriClip(FmriClipData, Task):
         """Return the layers' weights."""
         if not (isinstance(model, Encoder) and len(model.names) > 1):
             return {}
-        return {f"layers/{name}": float(weight) for name, weight in model.layer_weights().items()}
+        return {f"layers/{name}": float(weight.detach()) for name, weight in model.layer_weights().items()}
 
     # --- evaluation
     def evaluate(self, model: nn.Module, batch: Batch, stage: Stage) -> Evaluation:
@@ -287,7 +271,7 @@ class FmriClip(FmriClipData, Task):
             compared = scores.embeddings(rows, POOLED if f"{POOLED}target" in rows.columns else "")
             size = self.config.training.batch_size * self.config.training.accumulate_grad_batches
             loss += own.info_nce * objective.chunked_info_nce(*compared, own.tau, size)
-        values = scores.averaged(scores.retrieval_rows(rows, own))
+        values = scores.averaged(self._retrieval(rows))
         num_stimuli = float(len(set(rows.columns["stimulus_id"].tolist())))
         return {
             "loss": loss,
@@ -299,6 +283,11 @@ class FmriClip(FmriClipData, Task):
         """Return the signal-to-noise ratio of the voxels that are used [v], where it was measured."""
         measured = self.statistics.get("x", {}).get("ncsnr")
         return None if measured is None else torch.as_tensor(measured)[self._kept(self.config.model)]
+
+    def _retrieval(self, rows: Rows) -> dict[str, torch.Tensor]:
+        """Return each metric's values over the rows [N]; few rows by `data.limit_samples` may have none."""
+        is_cut = self.config.data.limit_samples is not None
+        return scores.retrieval_rows(rows, self.config.objective, is_cut)
 
     def metric_names(self) -> tuple[str, ...]:
         """Return the names of `summarize`."""
@@ -313,7 +302,7 @@ class FmriClip(FmriClipData, Task):
         if self.config.model.architecture == "clip2fmri":
             values = {"sample_r": torch.from_numpy(rows.columns["sample_r"])}
         else:
-            values = scores.retrieval_rows(rows, self.config.objective)
+            values = self._retrieval(rows)
         return scores.intervals(values, rows.group_id, seed)
 
     def predictions(self, merged: Evaluation) -> dict[str, np.ndarray]:

@@ -1,25 +1,29 @@
 """Hyperspectral rows: schema, raw rows of three layouts, loading, typed batches.
 
-A scene whose only group is itself cannot be split: `prepare.tile` cuts it, and `prepare.split_by=row` lets
-its tiles go to several splits. Neighbouring tiles are alike, so such a score is too good for another scene.
+A scene whose only group is itself cannot be split: `prepare.tile` cuts it, and `prepare.split_by=block` lets
+square blocks of its tiles go to several splits, `row` single tiles. Neighbours are alike, so such a score is
+too good for another scene.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
 from voxray.core.batch import Batch, Columns, as_tensor
+from voxray.core.prepared_rows import PreparedRows
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, SynthReport, TaskData
 from voxray.data.formats.cube_files import NPY_SUFFIX, load_npy_cube, read_cube_files
 from voxray.data.formats.hypercube import SPECTRALEYE_BANDS, load_hypercube, load_rgb, read_hypercubes
 from voxray.data.formats.scene_mat import load_scene, read_scenes
 from voxray.tasks.hyperspectral.config import Config, HyperspectralPrepareConfig
+from voxray.tasks.hyperspectral.masking import row_keys
 from voxray.tasks.hyperspectral.reflectance import log_reflectance
 from voxray.tasks.hyperspectral.synth import synth
 
@@ -35,7 +39,8 @@ class HyperspectralBatch(Batch):
     """Cubes float32 [B, C, H, W], wavelengths in nm [B, C] (NaN unknown), and what is known of each pixel.
 
     `measured_BHW` is False for background, outside a scene, and in rows that only pad the batch;
-    `classes_BHW` int16 is 0 where unlabelled. `rgb` are PNG files, empty where there is none.
+    `classes_BHW` int16 is 0 where unlabelled. `rgb` are PNG files, empty where there is none. `mask_key_B`
+    is what a row's mask is drawn from: of its name, or in training of its place in the order.
     """
 
     cube_BCHW: torch.Tensor
@@ -44,6 +49,7 @@ class HyperspectralBatch(Batch):
     classes_BHW: torch.Tensor
     label: list[str]
     rgb: list[bytes]
+    mask_key_B: torch.Tensor
 
 
 class HyperspectralData(TaskData):
@@ -87,12 +93,30 @@ class HyperspectralData(TaskData):
                 yield row
                 continue
             patient = row.get("scene") or row["patient_id"]
-            group = patient if prepare.split_by == "patient" else row["sample_id"]
+            group = _group_of(row, patient, prepare)
             yield {"label": "", "rgb_path": ""} | row | {"patient_id": patient, "group": group}
 
     def map_stages(self) -> list[MapStage]:
         """Load a cube, choose its bands, shrink it, and scale its values."""
         return [MapStage("load", partial(load, prepare=self.config.data.prepare))]
+
+    def column_statistics(self, rows: PreparedRows) -> dict[str, dict[str, Any]]:
+        """Return each band's mean and standard deviation over the training rows' measured pixels, a row at a
+        time.
+        """
+        total_3C: np.ndarray | None = None
+        for index in range(len(rows)):
+            columns = rows.take([index], ["cube", "measured"])
+            spectra_CN = columns["cube"][0][:, columns["measured"][0] > 0].astype(np.float64)
+            part_3C = np.stack(
+                [spectra_CN.sum(1), (spectra_CN**2).sum(1), np.full(len(spectra_CN), spectra_CN.shape[1])]
+            )
+            total_3C = part_3C if total_3C is None else total_3C + part_3C
+        if total_3C is None or not total_3C[2].any():
+            return {}
+        mean_C = total_3C[0] / total_3C[2]
+        std_C = np.sqrt(np.maximum(total_3C[1] / total_3C[2] - mean_C**2, 0))
+        return {"cube": {"band_mean": mean_C.tolist(), "band_std": std_C.tolist()}}
 
     def synth(self, out: Path, size: str, seed: int) -> SynthReport:
         """Write synthetic retinas as a table of HDF5 cubes; see `synth.synth`."""
@@ -112,6 +136,7 @@ class HyperspectralData(TaskData):
             classes_BHW=as_tensor(columns["classes"]),
             label=columns["label"].tolist(),
             rgb=columns["rgb"].tolist(),
+            mask_key_B=torch.tensor(row_keys(columns["sample_id"].tolist()), dtype=torch.int64),
         )
 
 
@@ -124,6 +149,12 @@ def chosen_bands(prepare: HyperspectralPrepareConfig) -> tuple[int, ...] | None:
 
 # --- raw rows
 # ------------------------------------------------------------------------------------------------------------
+
+
+def _group_of(row: RawRow, patient: str, prepare: HyperspectralPrepareConfig) -> str:
+    if prepare.split_by == "block" and "scene" in row:
+        return f"{patient}:{row['top'] // prepare.block}:{row['left'] // prepare.block}"
+    return row["sample_id"] if prepare.split_by == "row" else patient
 
 
 def _layout_of(source: Path) -> str:

