@@ -4,10 +4,27 @@ from dataclasses import replace
 
 import numpy as np
 
+from voxray.config.overrides import parse_override
+from voxray.core.experiment import default_config
+from voxray.core.registry import task_data
 from voxray.core.schema import TEXT, Schema
 
-# What no test may need: weights from a hub.
-OFFLINE = {"cxr_memory": ["model.pretrained=false"]}
+# What no test may need, weights from a hub; and which columns rows have that only raw files tell.
+OFFLINE = {
+    "cxr_memory": ["model.pretrained=false"],
+    "fmri_clip": [
+        "data.prepare.format=parquet",
+        "data.prepare.targets=[final, layer_4, layer_8, layer_12, sd_final]",
+    ],
+}
+
+
+def task_schema(name: str, free_size: int) -> Schema:
+    """Return the resolved schema of a task's rows."""
+    values = dict(parse_override(text) for text in OFFLINE[name])
+    said = {".".join(path): node.plain() for path, node in values.items()}
+    config = default_config(name, said, "what tests fix").config
+    return resolved(task_data(name)(config).schema(), free_size)
 
 
 def resolved(schema: Schema, free_size: int) -> Schema:

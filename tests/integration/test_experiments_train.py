@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from random_rows import OFFLINE, random_rows, resolved
+from random_rows import OFFLINE, random_rows, resolved, task_schema
 from voxray.core.experiment import load_experiment
 from voxray.core.registry import task_class
 from voxray.data.source import open_source
@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*/*.yaml"))
 FREE_SIZE = 64  # stands for a size that only raw files tell, e.g. an image's side
 # Of what costs most, a small one: that the large ones can be built is the tasks' own tests' business.
-LIGHT = {"cxr_memory": ["model.backbone=test_efficientnet"]}
+LIGHT = {"cxr_memory": ["model.backbone=test_efficientnet"], "fmri_clip": ["model.latent_dim=32"]}
+NUM_VAL = {"fmri_clip": 300}  # a whole gallery
+# What an experiment is given on the command line, here without a run to read it from.
+GIVEN = {"adapter_vitl14": ["model.encoder={architecture: mlp, target: final}"]}
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +35,8 @@ def folder(tmp_path_factory) -> Path:
 @cache
 def dataset(task_name: str, folder: Path) -> Path:
     """A dataset of a few random rows of the task's shape, with the index that filters go by."""
-    task = task_class(task_name)
-    schema = resolved(task(task.Config()).schema(), FREE_SIZE)
-    splits = {"train": random_rows(schema, 4, 0), "val": random_rows(schema, 3, 1)}
+    schema = task_schema(task_name, FREE_SIZE)
+    splits = {"train": random_rows(schema, 4, 0), "val": random_rows(schema, NUM_VAL.get(task_name, 3), 1)}
     return write_dataset(folder / task_name, schema, splits, 4)
 
 
@@ -43,6 +45,7 @@ def test_it_trains_one_step(file, folder, tmp_path):
     task_name = file.parent.name
     fixed = [f"data.path={dataset(task_name, folder)}", f"storage.path={tmp_path}"]
     fixed += ["training.steps=1", "training.lr_finder=off"]  # a finder makes a hundred updates
+    fixed += GIVEN.get(file.stem, [])
     config = load_experiment(str(file), [*OFFLINE[task_name], *LIGHT[task_name], *fixed]).config
     assert config.description, "an experiment says what it is"
     made = task_class(config.task)(config)

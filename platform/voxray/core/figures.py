@@ -71,7 +71,8 @@ class RunView:
 
     `take` fetches the split's columns for sample ids, in their order; None where it cannot be read. `load`
     gives the trained run on the CPU (`voxray.load`) and `open_train` the training split's rows; both raise
-    InputError or RunError where that cannot be done, and are None where a page has no run.
+    InputError or RunError where that cannot be done, and are None where a page has no run. `columns` reads
+    all columns of the predictions file, for tasks that predict no scores; None where there is no file.
     """
 
     run_dir: Path
@@ -82,6 +83,7 @@ class RunView:
     take: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None
     load: Callable[[], Any] | None = None
     open_train: Callable[[], SplitRows] | None = None
+    columns: Callable[[], Mapping[str, np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ Gradients go through it and its weights stay what they are. A state dict holds a
 their place, and whatever else of the network is trained (low-rank adapters); loading compares the digests.
 """
 
+# torch annotates its functions in part only.
+# pyright: reportUnknownMemberType=false
+
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +83,9 @@ def _expect_none(module: Any, incompatible: Any) -> None:
     """Take the frozen names out of those that a state dict is said to lack."""
     names = module.left_out()
     missing: list[str] = incompatible.missing_keys
-    missing[:] = [key for key in missing if not any(key == name or key.endswith(f".{name}") for name in names)]
+    missing[:] = [
+        key for key in missing if not any(key == name or key.endswith(f".{name}") for name in names)
+    ]
 
 
 def _digest(network: nn.Module) -> torch.Tensor:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 # A Ray worker starts as a bare process, so tasks are looked up here and not registered by importing them.
 TASKS: dict[str, tuple[str, str]] = {
     "cxr_memory": ("voxray.tasks.cxr_memory.config:Config", "voxray.tasks.cxr_memory.task:CxrMemory"),
-    "brain_text": ("voxray.tasks.brain_text.config:Config", "voxray.tasks.brain_text.data:BrainTextData"),
+    "brain_text": ("voxray.tasks.brain_text.config:Config", "voxray.tasks.brain_text.task:BrainText"),
     "fmri_clip": ("voxray.tasks.fmri_clip.config:Config", "voxray.tasks.fmri_clip.task:FmriClip"),
     "hyperspectral": (
         "voxray.tasks.hyperspectral.config:Config",
-        "voxray.tasks.hyperspectral.data:HyperspectralData",
+        "voxray.tasks.hyperspectral.task:Hyperspectral",
     ),
     "mindeye": ("voxray.tasks.mindeye.config:Config", "voxray.tasks.mindeye.data:MindEyeData"),
 }

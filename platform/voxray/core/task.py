@@ -218,6 +218,12 @@ class Task(TaskData):
             {"metric": name, "value": value} for name, value in summary.items() if isinstance(value, float)
         ]
 
+    def pictures(self, model: nn.Module, batch: Batch) -> dict[str, bytes]:
+        """Return files (`name.png` → content) that show what the model makes of a batch of the validation
+        split; drawn after each evaluation while a run trains. Every worker calls it, rank 0's are kept.
+        """
+        return {}
+
     def predictions(self, merged: Evaluation) -> dict[str, np.ndarray]:
         """Return the columns of the predictions file, one row per sample."""
         return dict(merged.rows.columns) if merged.rows else {}

@@ -210,7 +210,7 @@ def _quantiles(manifest: Manifest) -> Table:
         for name, statistics in manifest.statistics.items()
         if not manifest.schema.columns[name].names
         for statistic, values in statistics.items()
-        if isinstance(values, list)
+        if isinstance(values, list) and all(isinstance(value, int | float) for value in values)
     ]
 
 

@@ -4,7 +4,7 @@ Shapes: B images, C bands, H × W pixels.
 """
 
 import torch
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, pad
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian (Wang et al. 2004)
 K1, K2 = 0.01, 0.03
@@ -19,11 +19,11 @@ def psnr(mse: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
 
 
 def ssim(one_BCHW: torch.Tensor, other_BCHW: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
-    """Return structural similarity per image and band [B, C]: the mean over all places where the whole
-    window lies in the image; NaN for images smaller than the window.
+    """Return structural similarity per image and band [B, C]: the mean over all pixels, images continued by
+    their mirror images as torchmetrics does; NaN for images too small for that.
     """
     batch, bands, height, width = one_BCHW.shape
-    if min(height, width) < WINDOW:
+    if min(height, width) <= WINDOW // 2:
         return one_BCHW.new_full((batch, bands), torch.nan)
     # Sums of squares lose too many digits in less than float32.
     x, y = (image.flatten(0, 1)[:, None].to(torch.promote_types(image.dtype, torch.float32))
@@ -44,9 +44,10 @@ def spectral_angle(dot: torch.Tensor, norm_one: torch.Tensor, norm_other: torch.
 
 
 def _blurred(images_N1HW: torch.Tensor) -> torch.Tensor:
-    """Convolve with the Gaussian, one axis after the other, without padding."""
+    """Convolve with the Gaussian, one axis after the other, mirrored at the edges."""
     place = torch.arange(WINDOW, dtype=images_N1HW.dtype, device=images_N1HW.device) - WINDOW // 2
     weights = torch.exp(-((place / SIGMA) ** 2) / 2)
     weights = weights / weights.sum()
-    along_rows = conv2d(images_N1HW, weights.reshape(1, 1, WINDOW, 1))
+    mirrored = pad(images_N1HW, [WINDOW // 2] * 4, mode="reflect")
+    along_rows = conv2d(mirrored, weights.reshape(1, 1, WINDOW, 1))
     return conv2d(along_rows, weights.reshape(1, 1, 1, WINDOW))

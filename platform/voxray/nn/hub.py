@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _CAUSES = {
-    "GatedRepoError": "is gated: ask for access on its page in the hub, then log in by `hf auth login` or set "
-    "HF_TOKEN",
+    "GatedRepoError": "is gated: ask for access on its page in the hub, then log in by `hf auth login`, or "
+    "set HF_TOKEN",
     "RepositoryNotFoundError": "is not in the hub, or private: check its name, and log in by `hf auth login` "
     "or set HF_TOKEN",
     "RevisionNotFoundError": "has no such revision in the hub: name a branch, a tag or a commit that it has",

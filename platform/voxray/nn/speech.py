@@ -50,7 +50,8 @@ class Speech:
 
     def _synthesized(self, text: str) -> np.ndarray:
         digest = hashlib.blake2b(f"{self._seed}/{text}".encode(), digest_size=7).digest()
-        assert self._tokenizer is not None and self._model is not None
+        assert self._tokenizer is not None
+        assert self._model is not None
         tokens = self._tokenizer(text, return_tensors="pt").to(self._device)
         with torch.random.fork_rng(devices=[0] if self._device == "cuda" else []), torch.inference_mode():
             torch.manual_seed(int.from_bytes(digest, "little"))
@@ -224,9 +225,9 @@ def _tower(model_id: str, revision: str, dtype: torch.dtype) -> tuple[Any, Any]:
         raise ValueError(loading_problem(model_id, error)) from error
     if not weights or not hasattr(config, "audio_config"):
         raise ValueError(f"'{model_id}' has no audio tower of Qwen2-Audio; name a model that has one")
-    tower = Qwen2AudioEncoder(config.audio_config).to(dtype)
+    tower: Any = Qwen2AudioEncoder(config.audio_config)
     tower.load_state_dict(weights)
-    return tower, features
+    return tower.to(dtype), features
 
 
 def _weights_below(prefix: str, model_id: str, revision: str) -> dict[str, torch.Tensor]:

@@ -14,15 +14,23 @@ from voxray.nn.hub import loading_problem
 
 TINY = "tiny"
 _KIND = "qwen2_audio"
+_END = "<|end|>"
+
+
+class TextSide(nn.Module):
+    """`projector` takes audio embeddings to the width of `lm`, a causal language model of transformers."""
+
+    def __init__(self, projector: nn.Module, lm: Any) -> None:
+        """Hold both."""
+        super().__init__()
+        self.projector, self.lm = projector, lm
 
 
 @dataclass(frozen=True)
 class SpeechLlm:
-    """`network` is transformers' Qwen2AudioForConditionalGeneration without tower; `end` the token that ends
-    a text.
-    """
+    """The networks, the tokenizer, and `end`, the token that ends a text."""
 
-    network: Any
+    network: TextSide
     tokenizer: Any
     end: int
     embedding_dim: int  # what the projector takes
@@ -107,17 +115,26 @@ def tiny_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {name: number for number, name in enumerate(["<|end|>", *letters])}
+    vocabulary = {name: number for number, name in enumerate([_END, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END, pad_token=_END)
 
 
-def _without_tower(network: Any, tokenizer: Any) -> SpeechLlm:
-    network.model.audio_tower = None  # targets are the dataset's columns
-    width = int(network.model.multi_modal_projector.linear.in_features)
-    return SpeechLlm(network, tokenizer, end_token(tokenizer), width)
+def _without_tower(whole: Any, tokenizer: Any) -> SpeechLlm:
+    """Return the parts of a Qwen2AudioForConditionalGeneration behind its tower: targets are columns of the
+    dataset, and the whole model generates nothing without a tower.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        lm: Any = AutoModelForCausalLM.from_config(whole.config.text_config)
+    lm.model, lm.lm_head = whole.model.language_model, whole.lm_head
+    projector = whole.model.multi_modal_projector
+    return SpeechLlm(
+        TextSide(projector, lm), tokenizer, end_token(tokenizer), int(projector.linear.in_features)
+    )
 
 
 def _options(source: str, revision: str) -> dict[str, Any]:

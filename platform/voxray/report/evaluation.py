@@ -12,7 +12,7 @@ from voxray.config.errors import InputError
 from voxray.core.figures import RunView
 from voxray.core.registry import figures_module
 from voxray.report.page import Block, Card, Section, Table, Text, interval, number
-from voxray.report.read import RunFiles, read_predictions
+from voxray.report.read import RunFiles, predictions_file, read_columns, read_predictions
 from voxray.report.rows import open_rows
 
 Numbers = dict[str, Any]
@@ -40,9 +40,11 @@ def _task_figures(module: ModuleType, run: RunFiles, split: str, load: Callable[
     """Return the task's own figures; where its rows cannot be shown, say why."""
     evaluation = run.evaluations[split]
     own = str((run.config.get("data") or {}).get("path") or "")
-    predictions = read_predictions(run.folder, split)
+    predictions, file = read_predictions(run.folder, split), predictions_file(run.folder, split)
     view = RunView(run.folder, run.config, split, evaluation, predictions, load=load)
-    if view.predictions is None:
+    if file is not None:
+        view = replace(view, columns=lambda: read_columns(file, _evaluate(run)))
+    else:
         words = f"No predictions_{split}.parquet, so no samples are shown. It is written by:"
         return [*module.figures(view), Text(words, f"{_evaluate(run)} --split {split}")]
     train = run.dataset.location if run.dataset is not None else own

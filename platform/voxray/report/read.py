@@ -101,19 +101,69 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def read_predictions(folder: Path, split: str) -> Predictions | None:
-    """Read a split's predictions: ids, scores and labels [N, K] as float64; None where there are none."""
+    """Read a split's predictions: ids, scores and labels [N, K] as float64; None where there are none, or
+    they are no scores.
+    """
+    path = predictions_file(folder, split)
+    if path is None or "scores" not in _names(path, f"voxray evaluate {folder}"):
+        return None
+    return read_predictions_file(path, f"voxray evaluate {folder}")
+
+
+def predictions_file(folder: Path, split: str) -> Path | None:
+    """Return a split's predictions, where they were written."""
     path = folder / f"predictions_{split}.parquet"
-    return read_predictions_file(path, f"voxray evaluate {folder}") if path.is_file() else None
+    return path if path.is_file() else None
 
 
-def read_predictions_file(path: Path, command: str) -> Predictions:
-    """Read predictions from a Parquet file; `command` is what an error says writes it anew."""
+def read_columns(path: Path, command: str) -> dict[str, np.ndarray]:
+    """Return the columns of a predictions file that are text [N], numbers [N] or lists of floats [N, K], the
+    latter as float64; `command` is what an error says writes the file anew.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found: dict[str, np.ndarray] = {}
+    try:
+        table = pq.read_table(path)
+        for name in table.column_names:
+            kind = table[name].type
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                found[name] = np.array(table[name].to_pylist(), dtype=object)
+            elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+                found[name] = table[name].to_numpy()
+            elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+                found[name] = _matrix(table[name])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read: {error}; write it anew by `{command}`") from error
+    return found
+
+
+def _names(path: Path, command: str) -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=["sample_id", "group_id", "scores", "labels"])
-        scores, labels = _matrix(table["scores"]), _matrix(table["labels"])
+        return pq.read_schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read: {error}; write it anew by `{command}`") from error
+
+
+def read_predictions_file(path: Path, command: str) -> Predictions:
+    """Read predictions from a Parquet file; `command` is what an error says writes it anew.
+
+    A task without scores and labels in its predictions has K = 0.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = [name for name in ("scores", "labels") if name in pq.read_schema(path).names]
+        table = pq.read_table(path, columns=["sample_id", "group_id", *names])
+        scores, labels = (
+            _matrix(table[name]) if len(names) == 2 else np.zeros((len(table), 0))
+            for name in ("scores", "labels")
+        )
         if scores.shape != labels.shape:
             raise ValueError(f"scores have the shape {scores.shape}, labels {labels.shape}")
         ids = [

@@ -20,6 +20,7 @@ from voxray.train.checkpoints.adopt import take_in
 from voxray.train.checkpoints.snapshot import snapshot
 from voxray.train.config import MODEL_PARAMS
 from voxray.train.control import Control, Stopped, Wishes
+from voxray.train.drawn import draw_pictures
 from voxray.train.evaluate import evaluate_request, numbers
 from voxray.train.fit_context import Fit, Report
 from voxray.train.gradient import GradientStepper
@@ -249,6 +250,7 @@ def evaluate_now(loop: Fit, state: TrainState, stage: Stage) -> dict[str, float 
     merged = evaluate_request(
         task, state.evaluated, loop.source, request, stage, loop.device, loop.control.beat
     )
+    draw_pictures(loop, task, state.evaluated, request, stage.name, state.step)
     metrics = {f"val/{name}": value for name, value in task.summarize(merged).items()}
     return {**metrics, MODEL_PARAMS: float(sum(p.numel() for p in state.model.parameters()))}
 

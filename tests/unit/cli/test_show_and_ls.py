@@ -38,12 +38,12 @@ def test_the_committed_schema_is_what_show_prints(task: str, voxray) -> None:
 
 
 def test_an_experiments_schema_is_its_tasks(voxray) -> None:
-    assert voxray("show", "dev_fast", "--schema")[0] == schema_text("cxr_memory") + "\n"
+    assert voxray("show", "cxr_memory/dev_fast", "--schema")[0] == schema_text("cxr_memory") + "\n"
 
 
 def test_show_prints_every_value_with_its_source(voxray) -> None:
-    out, err = voxray("show", "dev_fast", "--training.learning_rate", "1e-4")
-    resolved = load_experiment("dev_fast", ["training.learning_rate=1e-4"])
+    out, err = voxray("show", "cxr_memory/dev_fast", "--training.learning_rate", "1e-4")
+    resolved = load_experiment("cxr_memory/dev_fast", ["training.learning_rate=1e-4"])
     lines = [line.strip() for line in out.splitlines()]
     for path, source in resolved.sources.items():
         if path == "training.batch_size_per_worker":  # computed, as the other spelling was given
@@ -52,12 +52,12 @@ def test_show_prints_every_value_with_its_source(voxray) -> None:
         assert any(line.startswith(key) and line.endswith(source) for line in lines), path
     assert any(line.split() == ["learning_rate", "0.0001", "command", "line"] for line in lines)
     assert "note: override: training.learning_rate=1e-4" in err
-    assert "note: dev_fast is experiments/cxr_memory/dev_fast.yaml" in err
+    assert "note: cxr_memory/dev_fast is experiments/cxr_memory/dev_fast.yaml" in err
 
 
 def test_show_json_holds_the_whole_config(voxray) -> None:
-    rows = json.loads(voxray("show", "dev_fast", "tags=[a, b]", "--json")[0])
-    config = load_experiment("dev_fast", ["tags=[a, b]"]).config.model_dump(mode="json")
+    rows = json.loads(voxray("show", "cxr_memory/dev_fast", "tags=[a, b]", "--json")[0])
+    config = load_experiment("cxr_memory/dev_fast", ["tags=[a, b]"]).config.model_dump(mode="json")
     for row in rows:
         if row["source"].startswith("computed: "):
             continue
@@ -125,9 +125,12 @@ def test_show_reads_a_guides_file(tmp_path: Path, voxray) -> None:
 
 
 def test_show_understands_the_guides_spelling_of_the_experiment(voxray) -> None:
-    assert voxray("show", "--config", "dev_fast", "--json")[0] == voxray("show", "dev_fast", "--json")[0]
+    assert (
+        voxray("show", "--config", "cxr_memory/dev_fast", "--json")[0]
+        == voxray("show", "cxr_memory/dev_fast", "--json")[0]
+    )
     with pytest.raises(InputError, match="'dev_fast' is not an override"):
-        voxray("show", "--config", "dev_fast", "dev_fast")
+        voxray("show", "--config", "cxr_memory/dev_fast", "dev_fast")
 
 
 def test_ls_lists_every_experiment_and_filters_by_glob(voxray) -> None:
@@ -139,7 +142,7 @@ def test_ls_lists_every_experiment_and_filters_by_glob(voxray) -> None:
     baselines = json.loads(voxray("ls", "experiments", "baseline_*", "--json")[0])
     assert baselines == [row for row in rows if row["name"].startswith("baseline_")] != []
     assert json.loads(voxray("ls", "experiments", "cxr_memory/dev*", "--json")[0]) == [
-        row for row in rows if row["name"] == "dev_fast"
+        row for row in rows if row["file"] == "experiments/cxr_memory/dev_fast.yaml"
     ]
     assert json.loads(voxray("ls", "experiments", "nothing", "--json")[0]) == []
 

@@ -47,7 +47,7 @@ def cpu_seconds_of_children() -> float:
         (["ls", "spaces"], 0, ""),
         (["ls", "datasets"], 0, ""),
         (["ls", "runs"], 0, ""),
-        (["show", "dev_fast"], 0, "training"),
+        (["show", "cxr_memory/dev_fast"], 0, "training"),
         (["show", "cxr_memory", "--schema"], 0, '"$schema"'),
     ],
 )
@@ -65,12 +65,15 @@ def test_what_needs_no_model_imports_no_torch_and_no_ray(arguments: list[str], c
             "did you mean training.batch_size (int",
         ),
         (["train", "dev_fats"], "did you mean dev_fast"),
-        (["train", "dev_fast", "task=cxr_memroy"], "did you mean 'cxr_memory'?"),
-        (["train", "dev_fast", "task=no_module:Task"], "'no_module:Task' cannot be imported"),
+        (["train", "cxr_memory/dev_fast", "task=cxr_memroy"], "did you mean 'cxr_memory'?"),
+        (["train", "cxr_memory/dev_fast", "task=no_module:Task"], "'no_module:Task' cannot be imported"),
         (["train"], "which experiment?"),
-        (["show", "dev_fast", "stages.0.epochs=1"], "entry 0 of 'stages' does not exist: the list is empty"),
-        (["show", "dev_fast", "words"], "'words' is not an override; write key=value"),
-        (["show", "dev_fast", "baseline_effv2s"], "'baseline_effv2s' is not an override"),
+        (
+            ["show", "cxr_memory/dev_fast", "stages.0.epochs=1"],
+            "entry 0 of 'stages' does not exist: the list is empty",
+        ),
+        (["show", "cxr_memory/dev_fast", "words"], "'words' is not an override; write key=value"),
+        (["show", "cxr_memory/dev_fast", "baseline_effv2s"], "'baseline_effv2s' is not an override"),
         (["ls", "nonsense"], "'nonsense' is not one of"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
@@ -88,7 +91,7 @@ def test_wrong_input_exits_with_2_fast_and_without_a_traceback(arguments: list[s
 
 
 def test_python_dash_m_is_the_same_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "voxray", "show", "dev_fast", "training.bath_size=4"],
+    done = subprocess.run([sys.executable, "-m", "voxray", "show", "cxr_memory/dev_fast", "training.bath_size=4"],
                           capture_output=True, text=True, cwd=ROOT)  # fmt: skip
     assert done.returncode == 2
     assert "batch_size" in done.stderr

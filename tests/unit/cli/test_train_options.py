@@ -35,12 +35,12 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )
 def test_the_way_is_the_one_that_was_asked_for(arguments: list[str], way: str, taken: list[str]) -> None:
-    app(args=["train", "dev_fast", *arguments], standalone_mode=False)
+    app(args=["train", "cxr_memory/dev_fast", *arguments], standalone_mode=False)
     assert taken == [way]
 
 
 def test_a_guides_key_for_a_fast_run_is_told(taken: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    app(args=["train", "dev_fast", "training.fast_dev_run=true"], standalone_mode=False)
+    app(args=["train", "cxr_memory/dev_fast", "training.fast_dev_run=true"], standalone_mode=False)
     assert "note: training.fast_dev_run=true is --fast-dev-run here" in capsys.readouterr().err
 
 
@@ -58,6 +58,6 @@ def test_an_interrupt_says_how_to_go_on(
 
     monkeypatch.setattr(train, "_train", interrupted)
     with pytest.raises(SystemExit) as caught:
-        main(["train", "dev_fast"])
+        main(["train", "cxr_memory/dev_fast"])
     assert caught.value.code == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_the_best_guess_is_the_mean_over_the_posterior(num_repeats: int) -> None
     expected_D = features_F @ world._target_map("final")  # pyright: ignore[reportPrivateUsage]
     (found_D,) = world.best_guess(x_V[None], num_repeats)
     assert np.corrcoef(found_D, expected_D)[0, 1] > 0.999
-    assert np.linalg.norm(found_D - expected_D) < 0.03 * np.linalg.norm(expected_D)
+    assert np.linalg.norm(found_D - expected_D) < 0.06 * np.linalg.norm(expected_D)
 
 
 def test_the_noise_ceiling_is_the_planted_one() -> None:

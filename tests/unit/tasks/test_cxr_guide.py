@@ -241,9 +241,9 @@ def test_without_frozen_epochs_the_run_has_two_stages() -> None:
 @pytest.mark.parametrize(
     ("experiment", "override", "message"),
     [
-        ("dev_fast", "phase2.batch_size=64",
+        ("cxr_memory/dev_fast", "phase2.batch_size=64",
          "is stages.2.batch_size where stages.2.name is 'phase2', and here it is not there"),
-        ("dev_fast", "phase1.epochs=2", "where stages.1.name is 'phase1', and here it is not there"),
+        ("cxr_memory/dev_fast", "phase1.epochs=2", "where stages.1.name is 'phase1', and here it is not there"),
     ],
 )  # fmt: skip
 def test_a_phase_that_is_not_there_is_told(experiment: str, override: str, message: str) -> None:
@@ -260,7 +260,7 @@ def test_a_key_of_a_phase_never_lands_in_another_stage(tmp_path: Path) -> None:
 
 
 def test_a_phases_key_without_stages_is_the_runs(tmp_path: Path) -> None:
-    assert config_of("dev_fast", "phase1.batch_size=8").training.batch_size == 8
+    assert config_of("cxr_memory/dev_fast", "phase1.batch_size=8").training.batch_size == 8
 
 
 def test_contradictions_are_told(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 from scipy.special import ndtr
 
 TARGET_DIM = 768
-LAYERS = {"final": 0.5, "layer_4": 1.5, "layer_8": 1.0, "layer_12": 0.7}  # noise of each target
+# noise of each target; sd_final is that of a second tower
+LAYERS = {"final": 0.5, "layer_4": 1.5, "layer_8": 1.0, "layer_12": 0.7, "sd_final": 0.5}
 GALLERY = 300
 MAX_FLOOR_ROWS = 2000
 FEATURES_PER_CODE = 4
@@ -140,7 +141,7 @@ class World:
             f_NF = np.maximum(z_NF, 0)
         else:
             f_NF = _rectified_mean(z_NF, np.sqrt(np.einsum("kf,kl,lf->f", w_KF, covariance_KK, w_KF)))
-        mean = float(_rectified_mean(np.float64(-self.threshold), np.float64(1)))
+        mean = float(_rectified_mean(np.array([-self.threshold]), np.ones(1))[0])
         tail = float(ndtr(-self.threshold))
         # E max(0, z − t)² = (1 + t²) Φ(−t) − t φ(t) = Φ(−t) − t E max(0, z − t), for z ~ N(0, 1)
         variance = tail - self.threshold * mean - mean**2

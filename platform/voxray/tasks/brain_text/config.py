@@ -98,7 +98,7 @@ class LoraConfig(Section, frozen=True):
     """Low-rank adapters of the language model's attention, which are trained (peft)."""
 
     rank: int = Field(default=0, ge=0, description="0: none, the language model stays as it is")
-    alpha: float = Field(default=16.0, gt=0, description="their output is scaled by alpha / rank")
+    alpha: int = Field(default=16, ge=1, description="their output is scaled by alpha / rank")
     modules: tuple[str, ...] = Field(
         default=("q_proj", "v_proj"), min_length=1, description="layers of the language model by name"
     )

@@ -10,20 +10,25 @@ raw data leaves the splits open. `session` and `day` are columns, for day layers
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from voxray.config.errors import InputError
 from voxray.core.batch import Batch, Columns, as_tensor
+from voxray.core.embedder import Embedder
+from voxray.core.prepared_rows import PreparedRows
 from voxray.core.schema import TEXT, Column, Schema
 from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, SynthReport, TaskData
 from voxray.data.formats.nwb import read_trials as read_nwb_trials
 from voxray.data.formats.nwb_trial import read_trial as load_nwb_trial
 from voxray.data.formats.t15 import PHONEMES, load_t15_transcript, load_t15_trial, read_t15
 from voxray.data.formats.trials_npz import load_trial, read_trials
+from voxray.tasks.brain_text.audio import audio_columns, audio_embedders
 from voxray.tasks.brain_text.config import BrainTextPrepareConfig, Config
 from voxray.tasks.brain_text.synth import synth
+from voxray.tasks.brain_text.units import vocabulary
 
 # Shape letters: B batch, T time bins, F features (electrodes × kinds, or units), L phonemes.
 
@@ -36,7 +41,11 @@ class BrainTextBatch(Batch):
     """Trials padded with zeros: neural float32 [B, T, F], phonemes int64 [B, L], their lengths int64 [B].
 
     Phonemes are indices into `data.formats.t15.PHONEMES`; a row without a transcript has none and an empty
-    text, and so has one that only pads the batch. `day_B` is the session's index by date.
+    text, and so has one that only pads the batch. `day_B` is the session's index by date; in a batch of the
+    task, its place among the sessions that were trained on.
+
+    audio [B, A, D] are the audio targets where the dataset has them. A task that needs them adds the text's
+    tokens for the language model, and the units that CTC spells, int64 [B, L] with lengths [B].
     """
 
     neural_BTF: torch.Tensor
@@ -46,6 +55,12 @@ class BrainTextBatch(Batch):
     day_B: torch.Tensor
     session: list[str]
     text: list[str]
+    audio_BAD: torch.Tensor | None = None
+    num_audio_B: torch.Tensor | None = None
+    tokens_BL: torch.Tensor | None = None
+    num_tokens_B: torch.Tensor | None = None
+    units_BL: torch.Tensor | None = None
+    num_units_B: torch.Tensor | None = None
 
 
 class BrainTextData(TaskData):
@@ -71,6 +86,7 @@ class BrainTextData(TaskData):
                 ),
                 "phonemes": Column("int32", (None,), unit=f"1 … {len(PHONEMES) - 1} of T15", ragged=True),
                 "text": Column(TEXT),
+                **audio_columns(self.config.data.prepare.audio),
             },
             group="group",
         )
@@ -85,6 +101,16 @@ class BrainTextData(TaskData):
     def map_stages(self) -> list[MapStage]:
         """Load a trial's arrays."""
         return [MapStage("load", load)]
+
+    def embedders(self) -> list[Embedder]:
+        """Return the synthesizer and the audio tower of `data.prepare.audio`."""
+        return audio_embedders(self.config.data.prepare.audio)
+
+    def column_statistics(self, rows: PreparedRows) -> dict[str, dict[str, Any]]:
+        """Return the sessions that training rows come from, by date, and the words of their texts."""
+        day_of = dict(zip(rows.column("session").tolist(), rows.column("day").tolist(), strict=True))
+        words = vocabulary(map(str, rows.column("text").tolist()))
+        return {"day": {"sessions": sorted(day_of, key=day_of.__getitem__)}, "text": {"words": words}}
 
     def synth(self, out: Path, size: str, seed: int) -> SynthReport:
         """Write a synthetic recording in the T15 layout; see `synth.synth`."""
@@ -106,6 +132,8 @@ class BrainTextData(TaskData):
             day_B=as_tensor(columns["day"], dtype=torch.int64),
             session=columns["session"].tolist(),
             text=text,
+            audio_BAD=as_tensor(columns["audio"]) if "audio" in columns else None,
+            num_audio_B=as_tensor(columns["audio.length"]) * valid_B if "audio" in columns else None,
         )
 
 

@@ -1,6 +1,7 @@
-"""Edit distance, and the error rate of decoded sequences: all edits over all true lengths."""
+"""Edit distance, alignments, and the error rate of decoded sequences: all edits over all true lengths."""
 
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,3 +26,47 @@ def error_rate(pairs: Iterable[tuple[Sequence[Hashable], Sequence[Hashable]]]) -
         edits += edit_distance(decoded, truth)
         length += len(truth)
     return edits / length
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One step of an alignment: `kind` is equal, substitute, insert (decoded only) or delete (truth only)."""
+
+    kind: str
+    decoded: str = ""
+    truth: str = ""
+
+
+def aligned(decoded: Sequence[str], truth: Sequence[str]) -> list[Edit]:
+    """Return one alignment with the fewest edits; where several have as few, substitutions come first."""
+    costs = np.zeros((len(decoded) + 1, len(truth) + 1), dtype=np.int64)
+    costs[:, 0], costs[0] = np.arange(len(decoded) + 1), np.arange(len(truth) + 1)
+    for i, ours in enumerate(decoded, 1):
+        for j, true in enumerate(truth, 1):
+            around = costs[i - 1, j - 1] + (ours != true), costs[i - 1, j] + 1, costs[i, j - 1] + 1
+            costs[i, j] = min(around)
+    i, j = len(decoded), len(truth)
+    edits: list[Edit] = []
+    while i or j:
+        if i and j and costs[i, j] == costs[i - 1, j - 1] + (decoded[i - 1] != truth[j - 1]):
+            i, j = i - 1, j - 1
+            kind = "equal" if decoded[i] == truth[j] else "substitute"
+            edits.append(Edit(kind, decoded[i], truth[j]))
+        elif i and costs[i, j] == costs[i - 1, j] + 1:
+            i -= 1
+            edits.append(Edit("insert", decoded=decoded[i]))
+        else:
+            j -= 1
+            edits.append(Edit("delete", truth=truth[j]))
+    return edits[::-1]
+
+
+def marked(decoded: Sequence[str], truth: Sequence[str]) -> str:
+    """Return the alignment as one line: `i [go|will] [+not] [-around]`, decoded before true."""
+    written = {
+        "equal": "{0.decoded}",
+        "substitute": "[{0.decoded}|{0.truth}]",
+        "insert": "[+{0.decoded}]",
+        "delete": "[-{0.truth}]",
+    }
+    return " ".join(written[edit.kind].format(edit) for edit in aligned(decoded, truth))

@@ -25,8 +25,8 @@ class Encoded(NamedTuple):
 
 
 class BrainTextModel(nn.Module):
-    """Smoothing, sessions' layers, patches, GRU; then a projector to audio embeddings, a head for CTC, and the
-    frozen language model, each where the objective has a weight for it.
+    """Smoothing, sessions' layers, patches, GRU; then a projector to audio embeddings, a head for CTC, and
+    the frozen language model, each where the objective has a weight for it.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class BrainTextModel(nn.Module):
         self.gru = PatchedGru(model, num_features)
         self.llm = LanguageModel(model.llm, audio_dim) if own.beta else None
         width = self.llm.embedding_dim if self.llm is not None else audio_dim
-        wants_embedding = bool(own.alpha or own.beta) and width is not None
-        self.projector = (
-            nn.Sequential(nn.Linear(model.n_units, width), nn.LayerNorm(width)) if wants_embedding else None
-        )
+        self.projector = None
+        if own.alpha or own.beta:
+            assert width is not None
+            self.projector = nn.Sequential(nn.Linear(model.n_units, width), nn.LayerNorm(width))
         self.head = nn.Linear(model.n_units, num_units) if own.gamma else None
         if self.head is not None:
             nn.init.xavier_uniform_(self.head.weight)

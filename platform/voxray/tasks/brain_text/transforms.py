@@ -1,7 +1,7 @@
 """What is done to neural features on the device: augmentation of training rows, smoothing of all rows.
 
-In the order of Neuroprosthetics-Lab/nejm-brain-to-text (DOMAINS.md S1.b). A row's random numbers depend on the
-key and its position alone, and none are drawn for padding. Shapes: B trials, T time bins, F features, K taps.
+In the order of Neuroprosthetics-Lab/nejm-brain-to-text (DOMAINS.md S1.b). A row's random numbers depend on
+the key and its position alone, and padding stays zero. Shapes: B trials, T time bins, F features, K taps.
 """
 
 from functools import lru_cache

@@ -50,7 +50,9 @@ class Units:
         Phonemes are not spelled from text: the dataset has them.
         """
         assert self.kind != "phonemes"
-        pieces: Sequence[str] = list(plain_text(text)) if self.kind == "characters" else plain_text(text).split()
+        pieces: Sequence[str] = (
+            list(plain_text(text)) if self.kind == "characters" else plain_text(text).split()
+        )
         place = {name: number for number, name in enumerate(self.names)}
         return [place[piece] for piece in pieces if piece in place]
 

@@ -95,11 +95,10 @@ ALIASES: Aliases = {
     # what it is trained for
     **{
         f"{section}.{key}": said
-        for section in ("loss", "objective")
+        for section in ("loss", "training.loss", "objective")
         for key, said in _LOSS.items()
         if said != f"{section}.{key}"
     },
-    "training.loss": "loss",
     **dict.fromkeys(("info_nce_weight", "infonce_weight"), "objective.info_nce"),
     "temperature": "objective.tau",
     # on which rows
@@ -116,7 +115,10 @@ ALIASES: Aliases = {
     "data.mixup_alpha": "data.mixup",
     # ridge
     "ridge.alpha": Spelling(instead="write training.closed_form.alphas: [ALPHA]"),
-    "ridge.alpha_range": Spelling("training.closed_form.alphas", also={"training.stepper": "closed_form"}),
+    "ridge.alpha_range": Spelling(
+        "training.closed_form.alphas",
+        also={"training.stepper": "closed_form", "model.architecture": "ridge"},
+    ),
     "ridge.cv_folds": "training.closed_form.folds",
     "ridge.fit_intercept": "training.closed_form.fit_intercept",
     **dict.fromkeys(

@@ -88,7 +88,7 @@ class SynthSize:
 # full: subject 1 of NSD, 40 sessions of 750 trials and 15,724 voxels (DOMAINS S3.c).
 SYNTH_SIZES = {
     "tiny": SynthSize("npz", 3, 300, 1000),
-    "small": SynthSize("nifti", 8, TRIALS_PER_SESSION, 4000, (30, 36, 30), 100, num_shared=200),
+    "small": SynthSize("nifti", 9, TRIALS_PER_SESSION, 4000, (30, 36, 30), 100, num_shared=300),
     "full": SynthSize("hdf5", 40, TRIALS_PER_SESSION, 15_724, (81, 104, 83), 425, 24, num_shared=1000),
 }
 

@@ -49,9 +49,7 @@ def spectraleye(
     cube_BCHW, measured_BHW, classes_BHW = layers
     draws_B6 = uniform_rows(key_of(key, "spectraleye"), position_B, 6)
     is_changed_B = draws_B6[:, 0] < SHARE
-    grid_BHW2 = affine_grid(
-        _matrices(draws_B6[:, 1:], config), list(cube_BCHW.shape), align_corners=False
-    )
+    grid_BHW2 = affine_grid(_matrices(draws_B6[:, 1:], config), list(cube_BCHW.shape), align_corners=False)
     outside = 1.0 if config.prepare.intensity == "log10" else 0.0
     moved_cube = _nearest(cube_BCHW - outside, grid_BHW2) + outside
     maps_B2HW = _nearest(torch.stack([measured_BHW, classes_BHW], 1).to(torch.float32), grid_BHW2)

@@ -90,8 +90,8 @@ class HyperspectralDataConfig(DataConfig, frozen=True):
     prepare: HyperspectralPrepareConfig = HyperspectralPrepareConfig()
     augment: Literal["none", "basic", "spectraleye"] = Field(
         default="basic",
-        description="basic: flips and right-angle turns; spectraleye: half of the cubes are flipped, shifted, "
-        "turned, scaled and noisy, by the values below",
+        description="basic: flips and right-angle turns; spectraleye: half of the cubes are flipped, "
+        "shifted, turned, scaled and noisy, by the values below",
     )
     shift: float = Field(default=0.3, ge=0, le=1, description="spectraleye: at most this share of the side")
     rotate_deg: float = Field(default=30.0, ge=0, le=180, description="spectraleye: at most so many degrees")
@@ -99,8 +99,8 @@ class HyperspectralDataConfig(DataConfig, frozen=True):
     noise_std: float = Field(default=0.02, ge=0, description="spectraleye: standard deviation of the noise")
     normalize: bool = Field(
         default=False,
-        description="the model sees and predicts each band less its mean, over its standard deviation (of the "
-        "measured training pixels); metrics stay on the dataset's scale",
+        description="the model sees and predicts each band less its mean, over its standard deviation (of "
+        "the measured training pixels); metrics stay on the dataset's scale",
     )
 
 
@@ -121,7 +121,8 @@ class ModelConfig(Section, frozen=True):
     mask_ratio: float = Field(default=0.8, ge=0, lt=1, description="share of the tokens that are hidden")
     mask_strategy: Literal["random", "spatial_tube", "spectral_tube"] = Field(
         default="random",
-        description="spatial_tube: a place is hidden in all bands; spectral_tube: bands are hidden everywhere",
+        description="spatial_tube: a place is hidden in all bands; spectral_tube: bands are hidden at all "
+        "places",
     )
     grad_checkpointing: bool = Field(
         default=False, description="compute the blocks' activations again instead of keeping them"
@@ -196,8 +197,8 @@ class ObjectiveConfig(Section, frozen=True):
     range_penalty: float = Field(default=0.001, ge=0, description="how far predictions are outside of 0 … 1")
     recon_region: Literal["masked", "all"] = Field(
         default="masked",
-        description="what is scored: hidden tokens (and the pixels that have any), or everything; with masked "
-        "the reconstruction shows what was seen as it is",
+        description="what is scored: hidden tokens (and the pixels that have any), or everything; with "
+        "masked the reconstruction shows what was seen as it is",
     )
     mse_over: Literal["pixels", "measured"] = Field(
         default="pixels",
@@ -256,13 +257,13 @@ class Config(RunConfig, frozen=True):
         if side is not None and side % patch:
             raise ValueError(
                 f"cubes of {side} pixels cannot be cut into tokens of {patch}; choose a spatial patch_size "
-                f"among {_divisors(side)}"
+                f"among {divisors(side)}"
             )
         bands, group = self.model.in_chans, self.model.patch_size[1]
         if bands is not None and bands % group:
             raise ValueError(
                 f"{bands} bands cannot be cut into groups of {group}; choose a spectral patch_size among "
-                f"{_divisors(bands)}"
+                f"{divisors(bands)}"
             )
         return self
 
@@ -272,5 +273,6 @@ class Config(RunConfig, frozen=True):
         return ("variance",) if is_used and self.objective.variance else ()
 
 
-def _divisors(number: int) -> str:
+def divisors(number: int) -> str:
+    """Return the numbers that divide `number`, as text."""
     return ", ".join(str(each) for each in range(1, number + 1) if number % each == 0)

@@ -1,10 +1,11 @@
 """The masked autoencoder over space and wavelength, its heads, and an autoencoder of single spectra.
 
 A cube [B, C, H, W] is cut into N = T · L tokens, T groups of U bands by L places of P = side² pixels, in
-band-major order (DOMAINS.md S2.a). The encoder sees the K kept tokens alone. D encoder width, E decoder width,
-Q classes. Weights and sizes do not depend on the batch.
+band-major order (DOMAINS.md S2.a). The encoder sees the K kept tokens alone. D encoder width, E decoder
+width, Q classes. Weights and sizes do not depend on the batch.
 """
 
+import itertools
 import math
 
 import torch
@@ -133,8 +134,8 @@ class MaskedAutoencoder(nn.Module):
 class SpectralAutoencoder(nn.Module):
     """Each pixel's visible bands → a few numbers → all of its bands; pixels do not meet.
 
-    It takes the bands, zero where hidden, and which are hidden: what a pixel's own spectrum says of its hidden
-    bands, without any context of space.
+    It takes the bands, zero where hidden, and which are hidden: what a pixel's own spectrum says of its
+    hidden bands, without any context of space.
     """
 
     def __init__(self, config: ModelConfig, grid: TokenGrid, bands: Bands) -> None:
@@ -178,9 +179,7 @@ class SegmentationHead(nn.Module):
         x_BLX = x_BTLD.mean(1) if self.pool == "mean" else x_BTLD.transpose(1, 2).flatten(2)
         logits = self.linear(self.norm(x_BLX)).unflatten(2, (self.num_classes, grid.side, grid.side))
         logits = logits.unflatten(1, (grid.height, grid.width)).permute(0, 3, 1, 4, 2, 5)
-        return logits.reshape(
-            -1, self.num_classes, grid.height * grid.side, grid.width * grid.side
-        )
+        return logits.reshape(-1, self.num_classes, grid.height * grid.side, grid.width * grid.side)
 
 
 class ClassificationHead(nn.Module):
@@ -241,7 +240,7 @@ def forward_flops(config: ModelConfig, grid: TokenGrid, num_kept: int) -> float:
 
 def _perceptron(widths: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (before, after) in enumerate(itertools.pairwise(widths)):
         layers += [nn.GELU()] if index else []
         layers.append(nn.Linear(before, after))
     return nn.Sequential(*layers)
