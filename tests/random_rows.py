@@ -7,7 +7,7 @@ import numpy as np
 from voxray.config.overrides import parse_override
 from voxray.core.experiment import default_config
 from voxray.core.registry import task_data
-from voxray.core.schema import TEXT, Schema
+from voxray.core.schema import BYTES, TEXT, Schema
 
 # What no test may need, weights from a hub; and which columns rows have that only raw files tell.
 OFFLINE = {
@@ -16,7 +16,19 @@ OFFLINE = {
         "data.prepare.format=parquet",
         "data.prepare.targets=[final, layer_4, layer_8, layer_12, sd_final]",
     ],
+    # Sizes that the shipped patches divide, and a class for each random number.
+    "hyperspectral": [
+        "data.prepare.image_size=100",
+        f"data.prepare.bands={list(range(15))}",
+        "model.num_classes=256",
+    ],
+    "brain_text": ["data.prepare.audio={tts: tones, tower: tiny}", "model.llm.source=tiny"],
 }
+SESSIONS = ("session0", "session1")  # in every split
+# What a task must know of its training rows beside their shapes.
+STATISTICS = {"brain_text": {"day": {"sessions": list(SESSIONS)}, "text": {"words": ["text0", "text1"]}}}
+# Columns of classes: how many a row has where it is free, and what all are below.
+CLASSES = {"phonemes": (2, 41)}
 
 
 def task_schema(name: str, free_size: int) -> Schema:
@@ -29,10 +41,10 @@ def task_schema(name: str, free_size: int) -> Schema:
 
 def resolved(schema: Schema, free_size: int) -> Schema:
     """Return the schema with `free_size` for every size that only raw files tell, e.g. an image's side."""
-    columns = {
-        name: replace(column, shape=tuple(free_size if size is None else size for size in column.shape))
-        for name, column in schema.columns.items()
-    }
+    columns = {}
+    for name, column in schema.columns.items():
+        free = CLASSES[name][0] if name in CLASSES else free_size
+        columns[name] = replace(column, shape=tuple(free if size is None else size for size in column.shape))
     return replace(schema, columns=columns)
 
 
@@ -42,8 +54,14 @@ def random_rows(schema: Schema, num_rows: int, seed: int) -> dict[str, np.ndarra
     columns: dict[str, np.ndarray] = {}
     for name, column in schema.columns.items():
         shape = (num_rows, *column.shape)
-        if column.dtype == TEXT:
+        if name == "session" and column.dtype == TEXT:
+            columns[name] = np.array([SESSIONS[i % len(SESSIONS)] for i in range(num_rows)], dtype=object)
+        elif name in CLASSES:
+            columns[name] = rng.integers(1, CLASSES[name][1], shape).astype(column.dtype)
+        elif column.dtype == TEXT:
             columns[name] = np.array([f"{name}{seed}-{i}" for i in range(num_rows)], dtype=object)
+        elif column.dtype == BYTES:
+            columns[name] = np.array([b""] * num_rows, dtype=object)
         elif column.names:
             columns[name] = rng.integers(0, 2, shape).astype(column.dtype)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from random_rows import OFFLINE, random_rows, resolved, task_schema
+from random_rows import OFFLINE, STATISTICS, random_rows, resolved, task_schema
 from voxray.core.experiment import load_experiment
 from voxray.core.registry import task_class
 from voxray.data.source import open_source
@@ -21,7 +21,16 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*/*.yaml"))
 FREE_SIZE = 64  # stands for a size that only raw files tell, e.g. an image's side
 # Of what costs most, a small one: that the large ones can be built is the tasks' own tests' business.
-LIGHT = {"cxr_memory": ["model.backbone=test_efficientnet"], "fmri_clip": ["model.latent_dim=32"]}
+LIGHT = {
+    "cxr_memory": ["model.backbone=test_efficientnet"],
+    "fmri_clip": ["model.latent_dim=32"],
+    "hyperspectral": [
+        *("model.patch_size=[20, 5]", "model.grad_checkpointing=false"),
+        *("model.embed_dim=48", "model.num_heads=4", "model.depth=1"),
+        *("model.decoder_dim=48", "model.decoder_heads=4", "model.decoder_depth=1"),
+    ],
+    "brain_text": ["model.n_units=16", "model.llm.dtype=float32", "training.compile=off"],
+}
 NUM_VAL = {"fmri_clip": 300}  # a whole gallery
 # What an experiment is given on the command line, here without a run to read it from.
 GIVEN = {"adapter_vitl14": ["model.encoder={architecture: mlp, target: final}"]}
@@ -49,7 +58,7 @@ def test_it_trains_one_step(file, folder, tmp_path):
     config = load_experiment(str(file), [*OFFLINE[task_name], *LIGHT[task_name], *fixed]).config
     assert config.description, "an experiment says what it is"
     made = task_class(config.task)(config)
-    task = type(made)(config, schema=resolved(made.schema(), FREE_SIZE))
+    task = type(made)(config, STATISTICS.get(task_name), resolved(made.schema(), FREE_SIZE))
     source = open_source(config.data.path, config.data, stages=task.read_stages())
     reported = []
     fit(task, source, config, RunFolder(tmp_path), reported.append, torch.device("cpu"))

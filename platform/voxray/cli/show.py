@@ -21,6 +21,11 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings=EXTRA_ARGUMENTS)(show)
 
 
+def print_config(resolved: "Resolved[Any]") -> None:
+    """Print every value and where it comes from."""
+    print("\n".join(_grouped(rows_of(resolved))))
+
+
 def show(
     context: typer.Context,
     experiment: Annotated[

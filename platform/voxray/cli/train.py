@@ -40,6 +40,9 @@ def train(
             help="a few updates of every stage, in a folder of its own; no run",
         ),
     ] = False,
+    cfg: Annotated[
+        Literal["job"] | None, typer.Option(help="job: print the config and stop, as Hydra does")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="--dry-run prints JSON")] = False,
 ) -> None:
     """Train EXPERIMENT with [key=value …] on Ray; the same command on an unfinished run resumes it."""
@@ -53,6 +56,10 @@ def train(
     resolved = load_experiment(reference, [text for text in overrides if text not in fast_overrides])
     said = [f"{text} is --fast-dev-run here" for text in fast_overrides]
     print_notes([*resolved.notes, *said, *resolved.config.told()])
+    if cfg:
+        from voxray.cli.show import print_config
+
+        return print_config(resolved)
     from voxray.data.dataset import check_given
 
     check_given(resolved)  # says what to give, before Ray starts

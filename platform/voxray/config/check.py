@@ -5,7 +5,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
@@ -62,12 +62,18 @@ def _fit(config_class: type[Section], node: Node, path: KeyPath, problems: list[
             and accepts(field.annotation, str)
             and isinstance(child.value, dict | list)
             and child.text
+            and not _has_parts(field.annotation)
         ):
             child = Node(child.text, child.source)  # `description=a: b` is text, though YAML reads a map
         children.append((key, _fit(config_class, child, here, problems)))
     return replace(
         node, value=dict(children) if isinstance(node.value, dict) else [child for _, child in children]
     )
+
+
+def _has_parts(annotation: Any) -> bool:
+    """Return whether a list or a map fits an annotation: `bands=[0, 2]` beside `bands=all`."""
+    return get_origin(annotation) in (tuple, list, dict) or any(map(_has_parts, get_args(annotation)))
 
 
 def _holds_anything(config_class: type[Section], path: KeyPath) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from random_rows import OFFLINE, random_rows, resolved, task_schema
+from random_rows import OFFLINE, STATISTICS, random_rows, resolved, task_schema
 from voxray.config.resolve import Resolved
 from voxray.core.registry import task_class
 from voxray.core.run_config import RunConfig
@@ -40,6 +40,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     # A bank of 8 is full after one batch, so that what becomes of a full one shows.
     "cxr_memory": {"model.backbone": "test_efficientnet", "memory.bank_size": 8, **NO_FINDER},
     "fmri_clip": {"data.augmentation": True},
+    "hyperspectral": {"model.name": "mae_tiny"},
+    "brain_text": {"model.llm.dtype": "float32", "training.compile": "off", "training.precision": "fp32"},
 }
 LENGTHS = ("epochs", "steps")  # keys of a stage that say how long it is
 FEW = {"data.limit_samples": 6, "training.steps": 1}
@@ -80,7 +82,7 @@ class Trained:
     def __init__(self, config: RunConfig, folder: Path) -> None:
         data = config.data.path
         made = task_class(config.task)(config)
-        task = type(made)(config, schema=resolved(made.schema(), FREE_SIZE))
+        task = type(made)(config, STATISTICS.get(config.task), resolved(made.schema(), FREE_SIZE))
         source = open_source(data, config.data, stages=task.read_stages())
         reports: list[dict[str, float]] = []
         loop = Fit(task, source, config, RunFolder(folder), reports.append, torch.device("cpu"), Control())

@@ -1,6 +1,6 @@
 """Tokens, masks and the masked autoencoder against upstream's words, torch's own layers and timm's block."""
 
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,10 +99,7 @@ def test_one_step_of_our_blocks_is_one_of_timms() -> None:
     torch.manual_seed(0)
     ours = Blocks(32, depth=2, num_heads=4, mlp_ratio=4.0, recompute=False)
     theirs = nn.Sequential(
-        *(
-            timm_vit.Block(32, 4, mlp_ratio=4.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
-            for _ in range(2)
-        )
+        *(timm_vit.Block(32, 4, mlp_ratio=4.0, qkv_bias=True, norm_layer=_LayerNorm) for _ in range(2))
     )
     theirs.load_state_dict(ours.blocks.state_dict())
     x, target = torch.randn(3, 10, 32), torch.randn(3, 10, 32)
@@ -115,6 +112,13 @@ def test_one_step_of_our_blocks_is_one_of_timms() -> None:
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.blocks.state_dict()[name], value, atol=1e-6, rtol=1e-6, msg=name)
     torch.testing.assert_close(nn.Sequential(*ours.blocks)(x), theirs(x), atol=1e-6, rtol=1e-6)
+
+
+class _LayerNorm(nn.LayerNorm):
+    """timm's: eps 1e-6."""
+
+    def __init__(self, dim: int, **more: Any) -> None:
+        super().__init__(dim, eps=1e-6, **more)
 
 
 def small_model(**values: object) -> MaskedAutoencoder:
@@ -131,6 +135,7 @@ def test_the_embedding_is_upstreams_convolution() -> None:
     conv = nn.Conv3d(1, 32, (2, 4, 4), (2, 4, 4))
     with torch.no_grad():
         conv.weight.copy_(embed.weight.reshape(32, 1, 2, 4, 4))
+        assert conv.bias is not None
         conv.bias.copy_(embed.bias)
     cube = torch.randn(2, 6, 8, 16)
     theirs = conv(cube[:, None]).flatten(2).transpose(1, 2)

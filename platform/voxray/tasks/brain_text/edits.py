@@ -38,26 +38,31 @@ class Edit:
 
 
 def aligned(decoded: Sequence[str], truth: Sequence[str]) -> list[Edit]:
-    """Return one alignment with the fewest edits; where several have as few, substitutions come first."""
+    """Return an alignment with the fewest edits; of several the one with the fewest substitutions, so that
+    most of both stands unchanged.
+    """
+    edit = len(decoded) + len(truth) + 1  # more than all substitutions' extra 1s together
     costs = np.zeros((len(decoded) + 1, len(truth) + 1), dtype=np.int64)
-    costs[:, 0], costs[0] = np.arange(len(decoded) + 1), np.arange(len(truth) + 1)
+    costs[:, 0], costs[0] = edit * np.arange(len(decoded) + 1), edit * np.arange(len(truth) + 1)
     for i, ours in enumerate(decoded, 1):
         for j, true in enumerate(truth, 1):
-            around = costs[i - 1, j - 1] + (ours != true), costs[i - 1, j] + 1, costs[i, j - 1] + 1
-            costs[i, j] = min(around)
+            both = costs[i - 1, j - 1] + (edit + 1 if ours != true else 0)
+            costs[i, j] = min(both, costs[i - 1, j] + edit, costs[i, j - 1] + edit)
     i, j = len(decoded), len(truth)
     edits: list[Edit] = []
     while i or j:
-        if i and j and costs[i, j] == costs[i - 1, j - 1] + (decoded[i - 1] != truth[j - 1]):
+        if i and j and decoded[i - 1] == truth[j - 1] and costs[i, j] == costs[i - 1, j - 1]:
             i, j = i - 1, j - 1
-            kind = "equal" if decoded[i] == truth[j] else "substitute"
-            edits.append(Edit(kind, decoded[i], truth[j]))
-        elif i and costs[i, j] == costs[i - 1, j] + 1:
+            edits.append(Edit("equal", decoded[i], truth[j]))
+        elif i and costs[i, j] == costs[i - 1, j] + edit:
             i -= 1
             edits.append(Edit("insert", decoded=decoded[i]))
-        else:
+        elif j and costs[i, j] == costs[i, j - 1] + edit:
             j -= 1
             edits.append(Edit("delete", truth=truth[j]))
+        else:
+            i, j = i - 1, j - 1
+            edits.append(Edit("substitute", decoded[i], truth[j]))
     return edits[::-1]
 
 

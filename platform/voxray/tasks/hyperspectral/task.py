@@ -275,19 +275,25 @@ class Hyperspectral(HyperspectralData, Task):
             made = made if seen_too else torch.where(hidden, made, batch.cube_BCHW)
         elif self.config.model.head == "segmentation":
             predicted = model(batch.cube_BCHW).argmax(1) + 1
-        arrays = {
-            "wavelengths_C": batch.wavelengths_BC,
-            "true_CHW": batch.cube_BCHW,
-            "measured_HW": batch.measured_BHW,
-            "classes_HW": batch.classes_BHW.long(),
-            "made_CHW": made,
-            "hidden_CHW": hidden,
-            "predicted_HW": predicted,
-        }
-        rows = {name: None if value is None else value.cpu().numpy() for name, value in arrays.items()}
+        known = (batch.wavelengths_BC, batch.cube_BCHW, batch.measured_BHW, batch.classes_BHW.long())
+        wavelengths_BC, cube_BCHW, measured_BHW, classes_BHW = (value.cpu().numpy() for value in known)
+        made_BCHW, hidden_BCHW, predicted_BHW = (
+            [None] * len(batch) if value is None else value.cpu().numpy()
+            for value in (made, hidden, predicted)
+        )
         return [
-            Shown(name, rgb=rgb, **{key: None if row is None else row[i] for key, row in rows.items()})
-            for i, (name, rgb) in enumerate(zip(batch.sample_id, batch.rgb, strict=True))
+            Shown(
+                batch.sample_id[i],
+                wavelengths_BC[i],
+                cube_BCHW[i],
+                measured_BHW[i],
+                classes_BHW[i],
+                made_BCHW[i],
+                hidden_BCHW[i],
+                predicted_BHW[i],
+                batch.rgb[i],
+            )
+            for i in range(len(batch))
             if batch.valid_B[i]
         ]
 

@@ -79,8 +79,14 @@ def _with_intervals(
     table: list[dict[str, Any]], intervals: dict[str, list[tuple[float, float]]]
 ) -> list[dict[str, Any]]:
     """Put `low` and `high` beside the column of the first metric that has an interval for each row; at the
-    end of the row where no column has the metric's name.
+    end of the row where no column has the metric's name. In a table of one metric a row: beside each value.
     """
+    if all("metric" in row for row in table):
+        ends = [intervals.get(row["metric"], [(None, None)])[0] for row in table]
+        return [
+            _after(row, "value", {"low": low, "high": high})
+            for row, (low, high) in zip(table, ends, strict=True)
+        ]
     per_row = [(name, bounds) for name, bounds in intervals.items() if len(bounds) == len(table)]
     if not per_row:
         return table
@@ -93,8 +99,12 @@ def _with_intervals(
 
 
 def _with_floor(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    """Put the linear floor's value of a row's metric beside it, after its interval."""
+    """Put the linear floor's value of a row's metric beside it, after its interval; the floor gives scores,
+    so what has no interval (loss, counts) is not its own.
+    """
     metric = "auroc" if "auroc" in reference else "value"
+    if "metric" in row and row.get("low") is None:
+        return _after(row, "high", {"floor": None})
     return _after(row, "high" if "high" in row else metric, {"floor": reference[metric]})
 
 
