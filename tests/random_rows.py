@@ -26,7 +26,13 @@ OFFLINE = {
 }
 SESSIONS = ("session0", "session1")  # in every split
 # What a task must know of its training rows beside their shapes.
-STATISTICS = {"brain_text": {"day": {"sessions": list(SESSIONS)}, "text": {"words": ["text0", "text1"]}}}
+STATISTICS = {
+    "brain_text": {
+        "day": {"sessions": list(SESSIONS)},
+        "text": {"words": ["text0", "text1"]},
+        "neural": {"feature_mean": [127.5], "feature_std": [74.0]},
+    }
+}
 # Columns of classes: how many a row has where it is free, and what all are below.
 CLASSES = {"phonemes": (2, 41)}
 

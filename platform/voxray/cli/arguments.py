@@ -33,7 +33,8 @@ def experiment_and_overrides(experiment: str | None, args: Sequence[str]) -> tup
     _refuse_words(words if arguments.experiments else words[1:])
     if not named:
         raise InputError(
-            "which experiment? name one, e.g. `cxr_memory/dev_fast`, or a file; `voxray ls experiments` lists them"
+            "which experiment? name one, e.g. `cxr_memory/dev_fast`, or a file; `voxray ls experiments` "
+            "lists them"
         )
     if len(named) > 1:
         raise InputError(f"several experiments were named: {', '.join(named)}; name one")

@@ -132,7 +132,9 @@ def read_columns(path: Path, command: str) -> dict[str, np.ndarray]:
                 found[name] = np.array(table[name].to_pylist(), dtype=object)
             elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
                 found[name] = table[name].to_numpy()
-            elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            elif (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_floating(
+                kind.value_type
+            ):  # others are for `predict`'s users: maps of classes
                 found[name] = _matrix(table[name])
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {error}; write it anew by `{command}`") from error

@@ -91,7 +91,8 @@ def test_wrong_input_exits_with_2_fast_and_without_a_traceback(arguments: list[s
 
 
 def test_python_dash_m_is_the_same_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "voxray", "show", "cxr_memory/dev_fast", "training.bath_size=4"],
+    command = ["-m", "voxray", "show", "cxr_memory/dev_fast", "training.bath_size=4"]
+    done = subprocess.run([sys.executable, *command],
                           capture_output=True, text=True, cwd=ROOT)  # fmt: skip
     assert done.returncode == 2
     assert "batch_size" in done.stderr

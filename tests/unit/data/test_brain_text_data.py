@@ -24,7 +24,7 @@ from voxray.data.config import SplitsConfig
 from voxray.data.formats.t15 import PHONEMES, load_t15_trial, read_t15
 from voxray.tasks.brain_text import speech, synth
 from voxray.tasks.brain_text.config import Config
-from voxray.tasks.brain_text.data import BrainTextData, load
+from voxray.tasks.brain_text.data import BrainTextData, feature_moments, load
 from voxray.tasks.brain_text.edits import edit_distance, error_rate
 from voxray.tasks.brain_text.speech import SILENCE, Electrodes, Lexicon, Pace, decode, utter
 
@@ -476,3 +476,48 @@ def test_larger_sizes_keep_to_their_bounds(size: str, most: float, least: float)
         assert spec.num_sessions == 45
         assert 450 < np.median(lengths) < 700
         assert np.quantile(lengths, 0.99) < synth.MAX_TIME_STEPS
+
+
+# --- statistics of the training rows
+
+
+class Kept:
+    """Prepared rows of two sessions, in memory."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.trials = [3 + 2 * rng.standard_normal((n, 4)) for n in (5, 9, 30, 2)]
+        self.columns = {
+            "session": ["b", "a", "b", "a"],
+            "day": [1, 0, 1, 0],
+            "text": ["No, you", "", "you", "I"],
+        }
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def column(self, name: str) -> np.ndarray:
+        return np.array(self.columns[name], dtype=object)
+
+    def take(self, rows: object, names: object) -> dict[str, np.ndarray]:
+        (row,) = rows  # type: ignore[attr-defined]
+        return {"neural": self.trials[row][None]}
+
+
+def test_statistics_name_sessions_by_date_words_and_each_features_moments() -> None:
+    rows = Kept()
+    found = task().column_statistics(rows)
+    assert found["day"]["sessions"] == ["a", "b"]
+    assert found["text"]["words"] == ["i", "no", "you"]
+    bins = np.concatenate(rows.trials)
+    np.testing.assert_allclose(feature_moments(rows)["feature_mean"], bins.mean(0))
+    np.testing.assert_allclose(found["neural"]["feature_std"], bins.std(0))
+
+
+def test_audio_columns_are_what_two_networks_make() -> None:
+    made = task(audio={"tts": "tones", "tower": "tiny"})
+    speech, tower = made.embedders()
+    assert (speech.inputs, tuple(speech.outputs), tower.inputs) == (("text",), ("speech",), ("speech",))
+    assert made.schema().columns["audio"].shape == (None, None)
+    assert task(audio={}).schema().columns["audio"].shape == (None, 1280)
+    assert task().embedders() == []

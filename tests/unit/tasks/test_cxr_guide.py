@@ -243,7 +243,8 @@ def test_without_frozen_epochs_the_run_has_two_stages() -> None:
     [
         ("cxr_memory/dev_fast", "phase2.batch_size=64",
          "is stages.2.batch_size where stages.2.name is 'phase2', and here it is not there"),
-        ("cxr_memory/dev_fast", "phase1.epochs=2", "where stages.1.name is 'phase1', and here it is not there"),
+        ("cxr_memory/dev_fast", "phase1.epochs=2",
+         "where stages.1.name is 'phase1', and here it is not there"),
     ],
 )  # fmt: skip
 def test_a_phase_that_is_not_there_is_told(experiment: str, override: str, message: str) -> None:

@@ -118,8 +118,11 @@ class Loaded:
         self.task, self.model = task, model
 
 
+@pytest.mark.parametrize("scored", [False, True])
 @pytest.mark.parametrize(("head", "kinds"), [("none", 2), ("segmentation", 1)])
-def test_the_report_shows_errors_cubes_and_spectra(head: str, kinds: int, tmp_path: Path) -> None:
+def test_the_report_shows_errors_cubes_and_spectra(
+    head: str, kinds: int, scored: bool, tmp_path: Path
+) -> None:
     task = hyperspectral_task(
         {"model": {**SMALL, "head": head, "num_classes": 3}, "figures": {"num_images": 2}}
     )
@@ -127,10 +130,10 @@ def test_the_report_shows_errors_cubes_and_spectra(head: str, kinds: int, tmp_pa
     ids = rows["sample_id"].tolist()
     loaded = Loaded(task, task.build_model().eval())
     metrics = {"mse_per_band": [0.1] * 6} if head == "none" else {}
-    nothing = np.zeros((6, 0))
     view = RunView(
         tmp_path, task.config.model_dump(mode="json"), "val", {"metrics": metrics},
-        Predictions(ids, ids, nothing, nothing),
+        Predictions(ids, ids, np.zeros((6, 0)), np.zeros((6, 0))) if scored else None,
+        columns=lambda: {"sample_id": rows["sample_id"]},
         take=lambda wanted: {k: v[[ids.index(name) for name in wanted]] for k, v in rows.items()},
         load=lambda: loaded)  # fmt: skip
     found = figures(view)

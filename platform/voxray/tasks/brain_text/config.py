@@ -67,10 +67,15 @@ class BrainTextPrepareConfig(PrepareConfig, frozen=True):
 
 
 class TransformsConfig(Section, frozen=True):
-    """What is done to the neural features on the device, in this order: training rows are augmented, then
-    all rows are smoothed.
+    """What is done to the neural features, in this order: all rows are standardised, training rows
+    augmented on the device, all rows smoothed.
     """
 
+    standardize: bool = Field(
+        default=False,
+        description="give each feature mean 0 and deviation 1 over the training rows: for counts; T15's "
+        "features come like this, session by session",
+    )
     static_gain_std: float = Field(
         default=0.0, ge=0, description="a random mix of the features per trial, around the identity"
     )

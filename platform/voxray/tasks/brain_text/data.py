@@ -33,6 +33,7 @@ from voxray.tasks.brain_text.units import vocabulary
 # Shape letters: B batch, T time bins, F features (electrodes × kinds, or units), L phonemes.
 
 UNKNOWN = -1
+_MEASURED_ROWS = 2000  # of the training rows; deviations are then known to some per mille
 _SPLIT_BY = ("trial", "block_num", "text", "session")
 
 
@@ -107,10 +108,16 @@ class BrainTextData(TaskData):
         return audio_embedders(self.config.data.prepare.audio)
 
     def column_statistics(self, rows: PreparedRows) -> dict[str, dict[str, Any]]:
-        """Return the sessions that training rows come from, by date, and the words of their texts."""
+        """Return the sessions that training rows come from, by date, the words of their texts, and each
+        feature's moments.
+        """
         day_of = dict(zip(rows.column("session").tolist(), rows.column("day").tolist(), strict=True))
         words = vocabulary(map(str, rows.column("text").tolist()))
-        return {"day": {"sessions": sorted(day_of, key=day_of.__getitem__)}, "text": {"words": words}}
+        return {
+            "day": {"sessions": sorted(day_of, key=day_of.__getitem__)},
+            "text": {"words": words},
+            "neural": feature_moments(rows),
+        }
 
     def synth(self, out: Path, size: str, seed: int) -> SynthReport:
         """Write a synthetic recording in the T15 layout; see `synth.synth`."""
@@ -148,6 +155,19 @@ def load(row: RawRow) -> RawRow:
         "phonemes": loaded["phonemes"],
         "text": loaded["transcript"],
     }
+
+
+def feature_moments(rows: PreparedRows) -> dict[str, list[float]]:
+    """Return each feature's mean and standard deviation over the bins of up to 2,000 rows, evenly spread."""
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(_MEASURED_ROWS, len(rows))).round().astype(int))
+    count, total_F, squares_F = 0, np.zeros(1), np.zeros(1)
+    for row in chosen.tolist():
+        trial_TF = np.asarray(rows.take([row], ["neural"])["neural"][0], np.float64)
+        count, total_F = count + len(trial_TF), total_F + trial_TF.sum(0)
+        squares_F = squares_F + (trial_TF**2).sum(0)
+    mean_F = total_F / max(count, 1)
+    std_F = np.sqrt(np.maximum(squares_F / max(count, 1) - mean_F**2, 0))
+    return {"feature_mean": mean_F.tolist(), "feature_std": std_F.tolist()}
 
 
 # --- raw rows

@@ -55,6 +55,8 @@ class BrainText(BrainTextData, Task):
         where the objective needs them. Raises InputError for a session without a layer.
         """
         batch = super().collate(columns)
+        if self.config.data.transforms.standardize:
+            batch = replace(batch, neural_BTF=self._standardized(batch))
         if self.config.model.day_layers:
             batch = replace(batch, day_B=torch.tensor([self._day_of(name) for name in batch.session]))
         if self._own.beta:
@@ -64,6 +66,23 @@ class BrainText(BrainTextData, Task):
         if self._own.gamma:
             return replace(batch, **_padded("units", [self._units.encode(text) for text in batch.text]))
         return batch
+
+    def _standardized(self, batch: BrainTextBatch) -> torch.Tensor:
+        mean_F, std_F = self._moments
+        num_bins = batch.neural_BTF.shape[1]
+        is_bin_BT = torch.arange(num_bins) < batch.num_time_steps_B[:, None]
+        return torch.where(is_bin_BT[..., None], (batch.neural_BTF - mean_F) / std_F, 0.0)
+
+    @cached_property
+    def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each feature's mean and standard deviation; that of a silent one is 1."""
+        found = self.statistics.get("neural", {})
+        if "feature_mean" not in found:
+            raise InputError(
+                "data.transforms.standardize: the dataset's features were not measured; prepare it anew"
+            )
+        mean_F, std_F = (torch.tensor(found[f"feature_{name}"]) for name in ("mean", "std"))
+        return mean_F, torch.where(std_F > 0, std_F, 1.0)
 
     @cached_property
     def _days(self) -> dict[str, int]:

@@ -358,8 +358,7 @@ class Config(RunConfig, frozen=True):
         if training.accumulate_grad_batches > 1 and self.global_terms():
             rows = training.batch_size * training.accumulate_grad_batches
             said.append(
-                f"objective.info_nce compares all {rows} rows of an update, so each of its micro-batches runs "
-                "twice"
+                f"objective.info_nce compares all {rows} rows of an update, so each micro-batch runs twice"
             )
         for key in ("noise_std", "voxel_dropout", "mixup"):
             is_given = key in self.data.model_fields_set and getattr(self.data, key)

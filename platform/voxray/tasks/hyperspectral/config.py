@@ -253,7 +253,8 @@ class Config(RunConfig, frozen=True):
                 "model.mask_ratio=0 hides nothing, so there is nothing to score; set "
                 "objective.recon_region=all (and loss=mae_spectral), or hide some"
             )
-        side, patch = self.model.image_size or self.data.prepare.image_size, self.model.patch_size[0]
+        # `prepare.image_size` is left to the model's start: `data prepare` has no use for a patch.
+        side, patch = self.model.image_size, self.model.patch_size[0]
         if side is not None and side % patch:
             raise ValueError(
                 f"cubes of {side} pixels cannot be cut into tokens of {patch}; choose a spatial patch_size "

@@ -27,19 +27,27 @@ def figures(run: RunView) -> list[Figure]:
 
 def _shown(run: RunView) -> list[Shown]:
     """Return cubes with what the trained model makes of them; none where rows or weights are not at hand."""
-    if run.predictions is None or run.take is None or run.load is None:
+    if run.take is None or run.load is None:
         return []
-    ids = run.predictions.sample_id
+    ids = _sample_ids(run)
     if ids and is_tile(ids[0]):
         ids = ids[:MOST_TILES]
     else:
         num = min(int(run.config["figures"]["num_images"]), len(ids))
         ids = [ids[place] for place in np.linspace(0, len(ids) - 1, num).astype(int)]
+    if not ids:
+        return []
     try:
         trained: Any = run.load()
         return stitched(trained.task.shown_rows(trained.model, run.take(ids)))
     except (InputError, RunError):
         return []
+
+
+def _sample_ids(run: RunView) -> list[str]:
+    if run.predictions is not None:
+        return run.predictions.sample_id
+    return [] if run.columns is None else [str(name) for name in run.columns()["sample_id"]]
 
 
 def _errors(run: RunView, shown: list[Shown]) -> list[Figure]:

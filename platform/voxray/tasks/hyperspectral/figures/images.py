@@ -28,19 +28,23 @@ def display_bands(wavelengths_C: np.ndarray, rgb_nm: tuple[float, float, float])
 
 
 def stretch_limits(shown: Shown, bands: tuple[int, int, int]) -> np.ndarray:
-    """Return what is black and what is white in the truth, [2]: one for all three bands, which keeps hues."""
+    """Return what is black and what is white in each of three bands of the truth, [2, 3].
+
+    The bands share them, which keeps hues; not where wavelengths are unknown and there are no true hues.
+    """
     values_3X = shown.true_CHW[list(bands)][:, shown.measured_HW]
     if not values_3X.size:
-        return np.array([0.0, 1.0])
-    low, high = np.percentile(values_3X, STRETCH)
-    return np.array([low, max(high, low + 1e-6)])
+        return np.array([[0.0] * 3, [1.0] * 3])
+    axis = 1 if np.isnan(shown.wavelengths_C).any() else None
+    low_3, high_3 = (np.broadcast_to(each, 3) for each in np.percentile(values_3X, STRETCH, axis=axis))
+    return np.stack([low_3, np.maximum(high_3, low_3 + 1e-6)])
 
 
 def colours(
-    cube_CHW: np.ndarray, bands: tuple[int, int, int], limits_2: np.ndarray, measured_HW: np.ndarray
+    cube_CHW: np.ndarray, bands: tuple[int, int, int], limits_23: np.ndarray, measured_HW: np.ndarray
 ) -> np.ndarray:
     """Return three bands as colours, float [H, W, 3] from 0 to 1; white where nothing was measured."""
-    stretched = (np.moveaxis(cube_CHW[list(bands)], 0, -1) - limits_2[0]) / (limits_2[1] - limits_2[0])
+    stretched = (np.moveaxis(cube_CHW[list(bands)], 0, -1) - limits_23[0]) / (limits_23[1] - limits_23[0])
     return np.where(measured_HW[..., None], stretched.clip(0, 1), OUTSIDE_GREY)
 
 
@@ -49,13 +53,13 @@ def panels(shown: Shown, rgb_nm: tuple[float, float, float]) -> dict[str, np.nda
     original, truth and prediction of classes.
     """
     bands = display_bands(shown.wavelengths_C, rgb_nm)
-    limits_2 = stretch_limits(shown, bands)
-    original = colours(shown.true_CHW, bands, limits_2, shown.measured_HW)
+    limits_23 = stretch_limits(shown, bands)
+    original = colours(shown.true_CHW, bands, limits_23, shown.measured_HW)
     found = {"original": original}
     if shown.made_CHW is not None and shown.hidden_CHW is not None:
         hidden_HW3 = np.moveaxis(shown.hidden_CHW[list(bands)], 0, -1) & shown.measured_HW[..., None]
         found["masked"] = np.where(hidden_HW3, HIDDEN_GREY, original)
-        found["reconstruction"] = colours(shown.made_CHW, bands, limits_2, shown.measured_HW)
+        found["reconstruction"] = colours(shown.made_CHW, bands, limits_23, shown.measured_HW)
     if shown.predicted_HW is not None:
         found["classes"] = class_colours(shown.classes_HW)
         found["predicted"] = class_colours(np.where(shown.measured_HW, shown.predicted_HW, 0))
@@ -79,7 +83,7 @@ def side_by_side(pictures: list[np.ndarray]) -> bytes:
     """Return pictures in a row as one PNG file, enlarged by a whole factor where they are small."""
     from PIL import Image
 
-    factor = max(1, SHOWN_SIDE_PX // max(pictures[0].shape[:2]))
+    factor = -(-SHOWN_SIDE_PX // max(pictures[0].shape[:2]))
     enlarged = [picture.repeat(factor, 0).repeat(factor, 1) for picture in pictures]
     gap = np.full((enlarged[0].shape[0], GAP_PX, 3), 255, np.uint8)
     row: list[np.ndarray] = []
