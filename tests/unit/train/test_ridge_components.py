@@ -192,3 +192,32 @@ def test_condition_numbers_of_large_systems(name):
         system = System(matrix_SS, matrix_SS[:, :1], 1)
         expected = (values.max() + alpha) / (values.min() + alpha)
         assert system.condition_number(alpha) == pytest.approx(expected, rel=2e-2)
+
+
+def test_a_randomized_range_finds_what_falls_off_and_explains_as_much_as_scikit_learns():
+    x, *_ = problem(900, 400, floor=1e-3)
+    centred = torch.tensor(x - x.mean(0))
+    matrix = centred.T @ centred
+    found = spectrum.randomized(matrix, 30)
+    value = torch.linalg.eigvalsh(matrix).flip(0)[:30]
+    torch.testing.assert_close(found.value_K, value, rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.value_K[:10], value[:10], rtol=1e-8, atol=0)
+    # An eigenvalue lies within the residual of each approximate pair (Parlett 1998, theorem 4.5.1).
+    assert bool(((found.value_K - value).abs() <= found.residual_K + 1e-9 * value[0]).all())
+    flat = np.random.default_rng(1).standard_normal((900, 400))
+    centred = torch.tensor(flat - flat.mean(0))
+    ours = spectrum.randomized(centred.T @ centred, 80).value_K.sum() / centred.square().sum()
+    theirs = PCA(80, svd_solver="randomized", random_state=0).fit(flat).explained_variance_ratio_.sum()
+    best = PCA(80, svd_solver="full").fit(flat).explained_variance_ratio_.sum()
+    assert theirs - 2e-3 < float(ours) <= best + 1e-12
+
+
+def test_many_components_of_many_features_are_found_by_it(monkeypatch):
+    x, y, fold = problem(900, 600)
+    exact = fitted(x, y, fold, (10.0,), 100)
+    monkeypatch.setattr(spectrum, "MOST_EXACT", 512)
+    monkeypatch.setattr(spectrum, "_by_lapack", None)
+    near = fitted(x, y, fold, (10.0,), 100)
+    assert near.explained_variance == pytest.approx(exact.explained_variance, rel=2e-3)
+    gap = torch.tensor(x) @ (near.coef_OD - exact.coef_OD).T
+    assert gap.std() < 0.1 * (torch.tensor(x) @ exact.coef_OD.T).std()

@@ -105,7 +105,10 @@ def solve_dual(
     residual_NO = rows.y_NO - mean_O - kernel_NN @ weight_NO
     condition_number = system.condition_number(min(alpha_T))
     used = None if components is None else system.num_components
-    warnings = [precision_warning(condition_number, len(kernel_NN)), components_warning(components, used)]
+    warnings = [
+        precision_warning(condition_number, len(kernel_NN)),
+        components_warning(components, used, system.is_exact),
+    ]
     return Solution(
         coef_OD=coef_DO.T.contiguous(),
         intercept_O=mean_O - origin_D @ coef_DO,

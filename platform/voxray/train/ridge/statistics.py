@@ -78,7 +78,7 @@ class Moments:
         gram_DD = self.products_DZ[:, :num_features]
         found = principal(gram_DD, num, rounding(num_features))
         share = float(found.value_K.sum() / gram_DD.diagonal().sum())
-        return Components(found.vector_SK, self.mean_Z[:num_features], share)
+        return Components(found.vector_SK, self.mean_Z[:num_features], share, found.is_exact)
 
     def mean_squared_error(self, coef_DO: torch.Tensor, intercept_O: torch.Tensor) -> torch.Tensor:
         """Return each target's mean squared error on these rows [O]."""
@@ -97,6 +97,7 @@ class Components:
     basis_DK: torch.Tensor
     origin_D: torch.Tensor
     explained_variance: float
+    is_exact: bool
 
     def of(self, rows: Moments) -> Moments:
         """Return the moments of `rows` with the scores as their features."""
@@ -246,7 +247,7 @@ def solve(
     if found is not None:
         coef_DO = found.basis_DK @ coef_DO
         intercept_O = intercept_O - found.origin_D @ coef_DO
-        warnings.append(components_warning(components, found.basis_DK.shape[1]))
+        warnings.append(components_warning(components, found.basis_DK.shape[1], found.is_exact))
     return Solution(
         coef_OD=coef_DO.T.contiguous(),
         intercept_O=intercept_O,

@@ -107,9 +107,11 @@ class System:
         self._factor: tuple[float, torch.Tensor] | None = None
         self._eigen: tuple[torch.Tensor, torch.Tensor] | None = None
         self._rotated_KO: torch.Tensor | None = None  # R in the eigenvectors' basis
+        self.is_exact = True  # what the components are
         if components is not None:
             found = principal(matrix_SS, components, rounding(len(matrix_SS)))
             self._eigen = found.value_K.flip(0), found.vector_SK.flip(1)
+            self.is_exact = found.is_exact
         elif num_alphas >= EIGH_ALPHAS:
             self._decomposed()
 
@@ -228,11 +230,17 @@ def precision_warning(condition_number: float, size: int) -> str:
     )
 
 
-def components_warning(asked: int | None, used: int | None) -> str:
-    """Return what the user should be told where there are fewer principal components than asked for."""
-    if asked is None or used is None or used >= asked:
+def components_warning(asked: int | None, used: int | None, is_exact: bool) -> str:
+    """Return what the user should be told where there are fewer principal components than asked for, or
+    approximate ones.
+    """
+    if asked is None or used is None:
         return ""
-    return (
-        f"closed_form.components is {asked:,}, but the training rows vary in {used:,} directions only; "
-        "all of them are used"
-    )
+    if used < asked:
+        return (
+            f"closed_form.components is {asked:,}, but the training rows vary in {used:,} directions only; "
+            "all of them are used"
+        )
+    if not is_exact:
+        return f"the {used:,} principal components are approximate: a randomised range, as scikit-learn's PCA"
+    return ""
