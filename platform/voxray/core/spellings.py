@@ -39,7 +39,9 @@ _SCHEDULES = {
     "onecyclelr": "one_cycle",
     "fit_one_cycle": "one_cycle",
 }
-_SMALLER_IS_BETTER = re.compile(r"loss|error|mse|mae|_?(wer|cer|per|sam)$|rank$|perplexity")
+_SMALLER_IS_BETTER = re.compile(
+    r"loss|error|mse|mae|_?(wer|cer|per)$|(^|[/_])sam(_|$)|rank(_of_\w+)?$|perplexity"
+)
 _OF_A_SPLIT = re.compile(r"(train|valid|validation|val|test)_(.+)")
 # Workers that `distributed: true` takes at most: the GPUs of a usual node.
 _MOST_WORKERS = 8
