@@ -375,6 +375,6 @@ def test_infonce_over_accumulated_rows_says_its_price() -> None:
     (said,) = config_of(TWO, "training.accumulate_grad_batches=2").told()
     assert (
         said
-        == "objective.info_nce compares all 96 rows of an update, so each of its micro-batches runs twice"
+        == "objective.info_nce compares all 96 rows of an update, so each micro-batch runs twice"
     )
     assert config_of(MLP, "training.accumulate_grad_batches=2").told() == []

@@ -59,12 +59,14 @@ def test_every_shipped_space_fits_its_experiment(file, monkeypatch):
 
 def test_a_space_is_found_by_its_name(monkeypatch):
     monkeypatch.chdir(ROOT)
-    file = ROOT / "search_spaces" / "cxr_memory" / "quick.yaml"
+    file = ROOT / "search_spaces" / "cxr_memory" / "tradeoff.yaml"
     assert file in space_files()
-    names = ("quick", "quick.yaml", "cxr_memory/quick", "search_spaces/cxr_memory/quick.yaml", str(file))
-    assert {find_space(name) for name in names} == {file}
-    with pytest.raises(InputError, match="no search space 'quik'; did you mean quick"):
-        find_space("quik")
+    inside = ("cxr_memory/tradeoff", "search_spaces/cxr_memory/tradeoff.yaml")
+    assert {find_space(name) for name in ("tradeoff", "tradeoff.yaml", *inside, str(file))} == {file}
+    with pytest.raises(InputError, match="no search space 'tradof'; did you mean tradeoff"):
+        find_space("tradof")
+    with pytest.raises(InputError, match=r"'quick' is the name of several spaces: .*cxr_memory/quick.yaml"):
+        find_space("quick")
 
 
 def test_a_good_space_with_every_kind_of_distribution(space):

@@ -81,7 +81,7 @@ def _with_intervals(
     """Put `low` and `high` beside the column of the first metric that has an interval for each row; at the
     end of the row where no column has the metric's name. In a table of one metric a row: beside each value.
     """
-    if all("metric" in row for row in table):
+    if intervals and all("metric" in row for row in table):
         ends = [intervals.get(row["metric"], [(None, None)])[0] for row in table]
         return [
             _after(row, "value", {"low": low, "high": high})
