@@ -43,7 +43,8 @@ def normal_rows(seed: int, position_B: torch.Tensor, num: int) -> torch.Tensor:
     distribution; with 24 bits none is beyond 5.5.
     """
     half_step = 2.0**-25
-    return torch.special.ndtri(uniform_rows(seed, position_B, num).double() + half_step).float()
+    u_BN = uniform_rows(seed, position_B, num).double() + half_step
+    return (2**0.5 * torch.erfinv(2 * u_BN - 1)).float()
 
 
 def _murmur_finaliser(state: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import torch
 from scipy import stats
 
-from voxray.core.randomness import key, uniform_rows
+from voxray.core.randomness import key, normal_rows, uniform_rows
 
 
 def test_uniform_rows_are_uniform_and_uncorrelated():
@@ -26,3 +26,12 @@ def test_a_row_depends_on_its_position_alone():
 
 def test_keys_differ_in_every_part():
     assert len({key(s, e, n) for s in range(5) for e in range(5) for n in "abc"}) == 75
+
+
+def test_normal_rows_are_normal_and_each_row_is_its_own():
+    rows = normal_rows(11, torch.arange(300), 200)
+    assert stats.kstest(rows.flatten().numpy(), "norm").pvalue > 0.01
+    assert rows.isfinite().all()
+    part = torch.tensor([250, 3])
+    torch.testing.assert_close(normal_rows(11, part, 200), rows[part], rtol=0, atol=0)
+    assert not torch.equal(normal_rows(12, part, 200), rows[part])

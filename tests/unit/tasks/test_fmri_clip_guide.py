@@ -373,8 +373,5 @@ def test_what_does_not_fit_is_refused_when_the_config_is_read(
 
 def test_infonce_over_accumulated_rows_says_its_price() -> None:
     (said,) = config_of(TWO, "training.accumulate_grad_batches=2").told()
-    assert (
-        said
-        == "objective.info_nce compares all 96 rows of an update, so each micro-batch runs twice"
-    )
+    assert said == "objective.info_nce compares all 96 rows of an update, so each micro-batch runs twice"
     assert config_of(MLP, "training.accumulate_grad_batches=2").told() == []

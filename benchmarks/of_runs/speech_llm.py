@@ -1,6 +1,6 @@
 """A tiny Qwen2-Audio that reads speech, for synthetic recordings: tower, projector and language model.
 
-    python benchmarks/speech_llm.py OUT --size small --seed 0 --steps 3000
+    python benchmarks/of_runs/speech_llm.py OUT --size small --seed 0 --steps 3000
 
 It learns, on a CPU, to write sentences of the synthetic lexicon (`tasks/brain_text/speech.py`) from what a
 synthesizer makes of them, and is saved as transformers saves a model. Then it is frozen:
