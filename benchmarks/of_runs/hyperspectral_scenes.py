@@ -3,8 +3,8 @@
 Run: python benchmarks/of_runs/hyperspectral_scenes.py RUN [--split val|test] [--components K] [--json FILE].
 
 Of a reconstruction: the mean spectrum, and K principal components of the training spectra (default: as many
-as a token's features). Of a probe or a fine-tuned encoder: logistic regression and an SVM (RBF) on raw spectra.
-The difference to each floor is resampled with the same blocks on both sides.
+as a token's features). Of a probe or a fine-tuned encoder: logistic regression and an SVM (RBF) on raw
+spectra. The difference to each floor is resampled with the same blocks on both sides.
 """
 
 import argparse
