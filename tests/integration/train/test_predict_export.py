@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 
 import voxray
+from one_command import refused
 from saved_run import begin_run, save_weights
-from voxray.cli.main import app, main
+from voxray.cli.main import app
 from voxray.core.experiment import default_config
 from voxray.core.schema import Column, Schema
 from voxray.tasks.cxr_memory.config import LABELS
@@ -20,26 +21,6 @@ from voxray.tasks.cxr_memory.config import Config as CxrConfig
 from voxray.tasks.cxr_memory.task import CxrMemory
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]):
-    """Run one command and return what it printed."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        app(args=[str(argument) for argument in arguments], standalone_mode=False)
-        return capsys.readouterr().out
-
-    return run
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run one command that exits with 2 and return its message."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert ended.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from one_command import refused
 from saved_run import begin_run, save_weights
-from voxray.cli.main import app, main
 from voxray.core.experiment import default_config
 from voxray.core.randomness import key
 from voxray.core.schema import BYTES, Column, Schema
@@ -22,26 +22,6 @@ from voxray.testing.pipelines import save_tiny_pipeline
 
 NUM, VOXELS, DIM = 12, 10, 24
 QUICK = ("generation.steps=2", "generation.num_rows=3", "generation.guidance=3")
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]):
-    """Run one command and return what it printed."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        app(args=[str(argument) for argument in arguments], standalone_mode=False)
-        return capsys.readouterr().out
-
-    return run
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run one command that exits with 2 and return its message."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert ended.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="session")

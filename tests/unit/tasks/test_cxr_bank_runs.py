@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from random_radiographs import random_radiographs
 from voxray.core import collectives
 from voxray.tasks.cxr_memory.bank_state import BankState
-from voxray.tasks.cxr_memory.config import LABELS, Config
+from voxray.tasks.cxr_memory.config import Config
 from voxray.tasks.cxr_memory.data import row_id
 from voxray.tasks.cxr_memory.task import CxrMemory
 from voxray.testing.sources import ArraySource
@@ -43,15 +44,6 @@ TRAINING = {
 }
 UPDATES_PER_EPOCH = 3  # 45 rows: 5 micro-batches
 LONG = {**TRAINING, "epochs": 11, "validate_every": {"epochs": 11}}
-
-
-def rows(num_rows: int, seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    labels = (rng.random((num_rows, len(LABELS))) < 0.3).astype(np.float32)
-    labels[rng.random(labels.shape) < 0.1] = np.nan
-    names = np.array([f"{seed}_{i:04d}.png" for i in range(num_rows)], dtype=object)
-    image = rng.integers(0, 256, (num_rows, 1, 32, 32), dtype=np.uint8)
-    return {"sample_id": names, "patient_id": names, "image": image, "labels": labels}
 
 
 class Spoiling(CxrMemory):
@@ -90,9 +82,8 @@ def train(folder: str | Path, given: dict, cut_at: int = 0) -> CxrMemory:
     config = Config.model_validate(given)
     run = RunFolder(Path(folder))
     run.path.mkdir(parents=True, exist_ok=True)
-    source = ArraySource(
-        {"train": rows(45, 0), "val": rows(18, 1)}, collectives.rank(), collectives.world_size()
-    )
+    arrays = {"train": random_radiographs(45, 0), "val": random_radiographs(18, 1)}
+    source = ArraySource(arrays, collectives.rank(), collectives.world_size())
     task = Spoiling(config, {"image": {"mean": 0.5, "std": 0.29}})
     fit(task, source, config, run, lambda metrics: None, CPU, Control(beat=beat))
     return task
@@ -203,7 +194,7 @@ def test_checkpointing_offers_each_row_once_and_changes_nothing(whole, tmp_path)
     assert last_hashes(RunFolder(tmp_path)) == last_hashes(whole)
     task = CxrMemory(Config.model_validate(values()), {"image": {"mean": 0.5, "std": 0.29}})
     model = task.build_model().train()
-    batch = task.collate({**rows(6, 0), "valid": np.ones(6, bool), "position": np.arange(6)})
+    batch = task.collate({**random_radiographs(6, 0), "valid": np.ones(6, bool), "position": np.arange(6)})
     terms = task.loss(model, batch, task.config.resolved_stages()[0])
     next(iter(terms.values())).sum.backward()
     assert [len(part.row_B) for part in model.bank._offered] == [6]
