@@ -98,6 +98,18 @@ def measure(way: Way, epoch: int, expected: RowSum) -> EpochCost:
     return cost
 
 
+def first_batches_s(way: Way, epochs: int) -> list[float]:
+    """Return the seconds to the first batch of each epoch but the first, of epochs straight after another."""
+    warm(way.files)
+    waits: list[float] = []
+    for epoch in range(epochs):
+        before, first = time.perf_counter(), 0.0
+        for _ in way.epoch(epoch):
+            first = first or time.perf_counter() - before
+        waits.append(first)
+    return waits[1:]
+
+
 def tree_ticks(root: int | None = None) -> dict[int, int]:
     """Return the CPU ticks so far of a process (this one) and of each below it that lives."""
     ticks: dict[int, int] = {}

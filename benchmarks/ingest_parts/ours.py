@@ -68,6 +68,14 @@ def ways(modality: Modality, folder: Path) -> list[Way]:
     return found
 
 
+def followed_ways(modality: Modality, path: Path) -> list[Way]:
+    """Return ways whose epochs follow one another, as a training run's do."""
+    return [
+        Way(name, path, batches(modality, path, DataConfig(transport=transport), followed=True))
+        for name, transport in ((LOCAL, "local"), (STREAM, "stream"))
+    ]
+
+
 def cache_way(modality: Modality, path: Path, copies: Path) -> Way:
     """Return the way that copies shards to a folder of this node first; epoch 0 fetches them all."""
     way = _way(CACHE, modality, path, DataConfig(transport="cache", cache_dir=str(copies)))
@@ -76,15 +84,22 @@ def cache_way(modality: Modality, path: Path, copies: Path) -> Way:
 
 
 def batches(
-    modality: Modality, path: Path | str, config: DataConfig, rank: int = 0, world_size: int = 1
+    modality: Modality,
+    path: Path | str,
+    config: DataConfig,
+    rank: int = 0,
+    world_size: int = 1,
+    followed: bool = False,
 ) -> Callable[[int], Iterator[Delivered]]:
-    """Return what yields a worker's batches of an epoch."""
+    """Return what yields a worker's batches of an epoch; `followed` as in `EpochRequest`."""
     stages = [ReadStage("decode", decode_batch)] if modality.jpeg_folder is not None else []
     source = open_source(path, config, rank, world_size, stages)
     rules = batch_rules(config, training=True)
 
     def epoch(number: int) -> Iterator[Delivered]:
-        request = EpochRequest("train", modality.batch_size, seed=SEED, epoch=number, rules=rules)
+        request = EpochRequest(
+            "train", modality.batch_size, seed=SEED, epoch=number, rules=rules, followed=followed
+        )
         for columns in source.batches(request):
             batch: dict[str, Any] = {name: columns[name] for name in modality.stored}
             if modality.ragged:

@@ -103,6 +103,7 @@ class EpochRequest:
     shuffle: bool = True
     start_batch: int = 0  # batches of this epoch that were consumed before
     rules: BatchRules = BatchRules()
+    followed: bool = False  # the next epoch will be asked for after this one, so it may be read ahead
 
 
 class BatchSource(Protocol):

@@ -16,6 +16,7 @@ from voxray.core.registry import TASKS, aliases, config_class
 from voxray.core.run_config import RunConfig
 
 SUFFIXES = (".yaml", ".yml")
+_PROGRAMS = {"1D_combo": "mindeye/combo_1d"}  # a guide's config that is a Python file → our experiment
 _GUIDES = {"experiments": "cxr_memory", "training": "fmri_clip"}  # configs/FOLDER of a guide → its task
 
 
@@ -55,7 +56,7 @@ def named_after_file(resolved: Resolved[RunConfig], file: Path) -> Resolved[RunC
     if resolved.config.experiment_name:
         return resolved
     return resolved.with_values(
-        {"experiment_name": re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem)}, "the file's name"
+        {"experiment_name": re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip(".")}, "the file's name"
     )
 
 
@@ -72,9 +73,14 @@ def default_config(task: str, values: Mapping[str, Any], source: str) -> Resolve
 def find_experiment(reference: str) -> tuple[Path, list[str]]:
     """Return an experiment's file and, where that is not the path that was given, a note with the real one.
 
-    Raises InputError for a name that no file has (with the nearest) or several have (with all of them).
+    Raises InputError for a name that no file has (with the nearest) or several have (with all of them), and
+    for a Python file that is not one of the guides'.
     """
     path = Path(reference)
+    if path.suffix == ".py":
+        return find_experiment(_of_program(path))[0], [
+            f"{reference} is {_of_program(path)} here; the Python file itself is not read"
+        ]
     if path.is_file():
         return path.resolve(), []
     files = experiment_files()
@@ -93,6 +99,16 @@ def find_experiment(reference: str) -> tuple[Path, list[str]]:
     if not found:
         raise InputError(_no_such_experiment(reference, files))
     return found[0], [f"{reference} is {display(found[0])}"]
+
+
+def _of_program(path: Path) -> str:
+    """Return the experiment that stands for a guide's Python file. Raises InputError for any other."""
+    if path.stem not in _PROGRAMS:
+        raise InputError(
+            f"'{path}' is a Python file, and reading a config must not run code; write its values as YAML "
+            "over a base, e.g. `_base_: experiments/mindeye/combo_1d.yaml`, or on the command line"
+        )
+    return _PROGRAMS[path.stem]
 
 
 def experiment_files() -> list[Path]:

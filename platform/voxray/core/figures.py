@@ -30,7 +30,8 @@ class Tile:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: a plotly figure as plain JSON-able values (`data`, `layout`), or a grid of pictures.
+    """One figure: a plotly figure as plain JSON-able values (`data`, `layout`), a grid of pictures, or one
+    picture at its own size (PNG bytes).
 
     A user's text that goes into `plot` must pass through `html.escape`: plotly reads a few tags.
     """
@@ -39,6 +40,7 @@ class Figure:
     caption: str = ""
     plot: dict[str, Any] | None = None
     tiles: tuple[Tile, ...] = ()
+    picture: bytes = b""
     wide: bool = True  # False: two of them stand side by side
 
 

@@ -35,6 +35,14 @@ class Pictures:
     notes: tuple[str, ...] = ()
 
 
+def chosen_rows(sample_ids: Sequence[str], stimulus_ids: Sequence[str], num: int) -> list[int]:
+    """Return the places of the first rows by sample id, one per stimulus, at most `num`."""
+    first: dict[str, int] = {}
+    for row in sorted(range(len(sample_ids)), key=lambda row: sample_ids[row]):
+        first.setdefault(stimulus_ids[row], row)
+    return list(first.values())[:num]
+
+
 class PictureMaker(Protocol):
     """Turns predictions into pictures. It is made before anything is predicted, and refuses then what it
     cannot do; it loads what it needs when it is called.

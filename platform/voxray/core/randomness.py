@@ -38,6 +38,13 @@ def uniform_rows(seed: int, position_B: torch.Tensor, num: int) -> torch.Tensor:
     return (state_BN >> 8).to(torch.float32) / float(1 << 24)
 
 
+def places_rows(seed: int, position_B: torch.Tensor, num_B: torch.Tensor) -> torch.Tensor:
+    """Return int64 [B]: one of the places 0 … num_B[i] - 1 of each row, keyed as `uniform_rows` are."""
+    uniform_B = uniform_rows(seed, position_B, 1)[:, 0]
+    num_B = num_B.clamp(min=1)
+    return (uniform_B * num_B).long().clamp(max=num_B - 1)
+
+
 def normal_rows(seed: int, position_B: torch.Tensor, num: int) -> torch.Tensor:
     """Return [B, num] standard normal numbers, keyed as those of `uniform_rows`, by the inverse of their
     distribution; with 24 bits none is beyond 5.5.

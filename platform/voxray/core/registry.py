@@ -25,7 +25,7 @@ TASKS: dict[str, tuple[str, str]] = {
         "voxray.tasks.hyperspectral.config:Config",
         "voxray.tasks.hyperspectral.task:Hyperspectral",
     ),
-    "mindeye": ("voxray.tasks.mindeye.config:Config", "voxray.tasks.mindeye.data:MindEyeData"),
+    "mindeye": ("voxray.tasks.mindeye.config:Config", "voxray.tasks.mindeye.task:MindEyeTask"),
 }
 
 

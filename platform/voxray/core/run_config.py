@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails
 
-from voxray.config.section import Section, errors_at
+from voxray.config.section import NAME_PATTERN, Section, errors_at
 from voxray.core.stage_config import NOT_NAMES, StageConfig, merged, stage_config
 from voxray.data.config import DataConfig
 from voxray.train.config import (
@@ -53,9 +53,7 @@ class RunConfig(Section, frozen=True, defer_build=True):
 
     AFTER_TRAINING: ClassVar[tuple[str, ...]] = ()
 
-    experiment_name: str = Field(
-        default="", pattern=r"^[A-Za-z0-9._-]*$", description="default: the file's name"
-    )
+    experiment_name: str = Field(default="", pattern=NAME_PATTERN, description="default: the file's name")
     description: str = ""
     hypothesis: str = ""
     expected: str = ""

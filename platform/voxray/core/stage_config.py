@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast, get_args, get_origin
 from pydantic import Field, create_model, field_validator, model_serializer
 from pydantic.fields import FieldInfo
 
-from voxray.config.section import Section
+from voxray.config.section import NAME_PATTERN, Section
 
 Values = Mapping[str, Any]
 
@@ -51,9 +51,7 @@ class Overrides(Section, frozen=True):
 class StageConfig(Overrides, frozen=True):
     """One stage: a name and the values that differ in it."""
 
-    name: str = Field(
-        default="", pattern=r"^[A-Za-z0-9._-]*$", description="default: `stage` and its number, from 0"
-    )
+    name: str = Field(default="", pattern=NAME_PATTERN, description="default: `stage` and its number, from 0")
     enabled: bool = Field(default=True, description="false: the run goes by without this stage")
 
     @field_validator("name")

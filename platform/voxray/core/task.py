@@ -16,6 +16,7 @@ from voxray.core.embedder import Embedder
 from voxray.core.evaluation import Evaluation
 from voxray.core.losses import LossTerms
 from voxray.core.pictures import PictureMaker
+from voxray.core.place import BEGINNING
 from voxray.core.prepared_rows import Merge, PreparedRows
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.schema import Schema
@@ -133,8 +134,9 @@ class TaskData(ABC):
 class Task(TaskData):
     """One research problem, whole: its data, its model, its loss and its metrics.
 
-    `update_rows` gathers what a loss term compares over the rows of an update. `SCORES` is the column of
-    `evaluate`'s rows that holds what `floor` gives.
+    `update_rows` gathers what a loss term compares over the rows of an update; `place` is how far the stage
+    has come, set before each update. `SCORES` is the column of `evaluate`'s rows that holds what `floor`
+    gives.
     """
 
     SCORES: ClassVar[str] = "scores"
@@ -145,6 +147,7 @@ class Task(TaskData):
         """Take what its data takes."""
         super().__init__(config, statistics, schema)
         self.update_rows = UpdateRows()
+        self.place = BEGINNING
 
     # --- model and objective
     # ----------------------------------------------------------------------------------------
@@ -153,6 +156,12 @@ class Task(TaskData):
         """Build the model. Anything random in it comes from torch's global generator, which the loop has
         seeded.
         """
+
+    def part_weights(
+        self, part: str, module: nn.Module, weights: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return what the weights that `training.parts` names hold of `part`, under the names of `module`."""
+        return weights
 
     def augment(self, batch: Batch, key: int) -> Batch:
         """Return the batch, augmented on its device; row i's choices depend on (key, batch.position_B[i])
@@ -204,6 +213,11 @@ class Task(TaskData):
         """Return the names of the single numbers that `summarize` gives, without the split's prefix."""
         return ("loss",)
 
+    def check_evaluated(self, split: str, column: Callable[[str], np.ndarray]) -> None:
+        """Raise InputError where the rows that a run will evaluate do not do for its metrics: it is called
+        before anything is trained. `column` reads a column of those rows' index (`data/index.py`) by name.
+        """
+
     def reported(self) -> list[str]:
         """Return the names of all numbers that a training run reports once per epoch."""
         return ["train/loss", *(f"val/{name}" for name in self.metric_names())]
@@ -227,6 +241,12 @@ class Task(TaskData):
     def predictions(self, merged: Evaluation) -> dict[str, np.ndarray]:
         """Return the columns of the predictions file, one row per sample."""
         return dict(merged.rows.columns) if merged.rows else {}
+
+    def evaluation_files(self, model: nn.Module, merged: Evaluation, split: str) -> dict[str, bytes]:
+        """Return further files that `voxray evaluate` writes beside a split's evaluation, name → content; the
+        names hold the split's.
+        """
+        return {}
 
     def example_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Return the arguments that the model's `forward` takes for a batch, rows first; `voxray export`

@@ -72,8 +72,8 @@ def arrange(
     num_chunks = int(chunk_of_row.max(initial=-1)) + 1
     group_of_chunk = np.zeros(num_chunks, dtype=np.int64)
     group_of_chunk[chunk_of_row] = groups[order]
-    length_of_chunk = np.bincount(chunk_of_row, weights=by[order], minlength=num_chunks)
-    length_of_chunk /= np.maximum(1, np.bincount(chunk_of_row, minlength=num_chunks))
+    total_of_chunk = np.bincount(chunk_of_row, weights=by[order], minlength=num_chunks)
+    length_of_chunk = total_of_chunk / np.maximum(1, np.bincount(chunk_of_row, minlength=num_chunks))
     batch_of_chunk, num_batches = _deal(
         group_of_chunk, length_of_chunk, chunks_per_batch(batch_size, rules), rules, generator
     )

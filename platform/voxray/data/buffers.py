@@ -7,16 +7,26 @@ reference count: numpy views and the tensors made from them keep it, and while o
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 
 from voxray.core.schema import Column
+from voxray.data.reader import Destination, Slots, is_copied_singly
 from voxray.data.shards import inner_shape
 
 ALIGNMENT = 64  # bytes: the same sums, bit for bit, whichever buffer a batch lies in (MKL)
 RAGGED_HEADROOM = 1.25  # a ragged column's batches differ in size
+
+
+@dataclass(frozen=True)
+class Room:
+    """One column of some batches, [B, *shape] each, and where its rows go, counted over all batches."""
+
+    batches: list[np.ndarray]
+    to: Destination
 
 
 class Buffers:
@@ -28,13 +38,44 @@ class Buffers:
         self._pinned = pinned
         self._lock = threading.Lock()
 
+    def room(
+        self, name: str, column: Column, nums: Sequence[int], lengths: Sequence[np.ndarray] = ()
+    ) -> Room:
+        """Return room for a column of batches of `nums` rows; `lengths` are those of ragged rows, by batch.
+
+        A ragged column's batch is [B, its longest, *rest].
+        """
+        if not is_copied_singly(column):
+            array, starts = self._stretch(name, column, nums)
+            batches = [array[start : start + num] for start, num in zip(starts, nums, strict=True)]
+            places = [np.arange(start, start + num) for start, num in zip(starts, nums, strict=True)]
+            return Room(batches, Slots(array, np.concatenate(places)))
+        if column.ragged:
+            longest = [int(own.max(initial=0)) for own in lengths]
+            entries = self.arrays(name, column, [n * size for n, size in zip(nums, longest, strict=True)])
+            batches = [
+                array.reshape(num, size, *array.shape[1:])
+                for array, num, size in zip(entries, nums, longest, strict=True)
+            ]
+        else:
+            batches = self.arrays(name, column, nums)
+        return Room(batches, [row for batch in batches for row in batch])
+
+    def _stretch(self, name: str, column: Column, nums: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+        """Return one array for all batches, and the first row of each: one that is aligned."""
+        if not column.is_tensor:
+            return np.empty(sum(nums), dtype=object), list(accumulate(nums, initial=0))[:-1]
+        row_bytes = prod(inner_shape(column)) * np.dtype(column.dtype).itemsize
+        step = ALIGNMENT // gcd(ALIGNMENT, row_bytes)
+        starts = list(accumulate((-(-num // step) * step for num in nums), initial=0))
+        (array,) = self.arrays(name, column, starts[-1:])
+        return array, starts[:-1]
+
     def arrays(self, name: str, column: Column, nums: Sequence[int]) -> list[np.ndarray]:
-        """Return arrays [num, *shape] of a column (of entries, for a ragged one), in one piece of memory.
+        """Return arrays [num, *shape] of a tensor column (of entries, for a ragged one), in one piece.
 
         They are the caller's while it holds one of them.
         """
-        if not column.is_tensor:
-            return [np.empty(num, dtype=object) for num in nums]
         inner = inner_shape(column)
         row_bytes = prod(inner) * np.dtype(column.dtype).itemsize
         starts = [0, *accumulate(-(-num * row_bytes // ALIGNMENT) * ALIGNMENT for num in nums)]

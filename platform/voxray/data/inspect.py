@@ -192,7 +192,7 @@ def _numbers(manifest: Manifest) -> Table:
         {
             "column": name,
             "unit": "0 … 1" if columns[name].dtype == "uint8" else columns[name].unit,
-            **{key: value for key, value in values.items() if not isinstance(value, list)},
+            **{key: value for key, value in values.items() if not isinstance(value, list | dict)},
         }
         for name, values in manifest.statistics.items()
         if not columns[name].names

@@ -1,20 +1,18 @@
 """Batches gathered in this process by background threads, from shards mapped where they lie. No Ray."""
 
-import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from voxray.core.batch import BatchRules, Columns, EpochRequest
 from voxray.core.task import ReadStage
+from voxray.data.ahead import Ahead, Reading, log
 from voxray.data.buffers import Buffers
 from voxray.data.config import DataConfig
 from voxray.data.decoded import DecodedShards, decoded_shards
@@ -26,13 +24,9 @@ from voxray.data.selection import Selection
 from voxray.data.shard_cache import ShardCache
 from voxray.data.store import Store
 
-T = TypeVar("T")
-WINDOWS_AHEAD = 2  # gathered in the background while the caller uses one
 LARGE_WINDOW_MB = 24.0
 GATHERED_MB, MAX_GATHERED = 16.0, 64  # of batches that are gathered at a time
-SLOW_S = 30.0  # waiting longer for one batch is told
 GATHER_THREADS, MAX_STAGE_THREADS = 2, 8
-log = logging.getLogger("voxray")
 
 
 class LocalStream:
@@ -56,6 +50,9 @@ class LocalStream:
         self._stages, self._cache, self._on_fault = tuple(stages), cache, on_fault
         self._buffers = Buffers(_has_gpu())
         self._told: set[str] = set()
+        self._open: dict[str, dict[str, Any]] = {}  # by split
+        self._prepared: tuple[EpochRequest, Reading] | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._selections: dict[tuple[str, BatchRules], Selection] = {}
 
     def num_rows(self, split: str) -> int:
@@ -67,29 +64,83 @@ class LocalStream:
         return self.order(request).num_batches
 
     def batches(self, request: EpochRequest) -> Iterator[Columns]:
-        """Yield this worker's slice of each global batch, from `request.start_batch` on."""
+        """Yield this worker's slice of each global batch, from `request.start_batch` on.
+
+        With `request.followed` the first windows of the next epoch are read while the last ones of this epoch
+        are used, and until they are asked for; another shuffled request, or `close`, gives them up.
+        """
+        reading = self._taken(request)
+        following = replace(request, epoch=request.epoch + 1, start_batch=0) if request.followed else None
+        try:
+            for window in reading:
+                if following is not None:
+                    self._prepare(following, reading.num_ahead - reading.left)
+                yield from self._told_of_faults(window)
+        finally:
+            reading.close()
+        if following is not None:
+            self._prepare(following, reading.num_ahead + 1)
+
+    def close(self) -> None:
+        """Give up what was read ahead; no thread of this stream is left. It can be used again."""
+        if self._prepared is not None:
+            self._prepared[1].close()
+            self._prepared = None
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def _prepare(self, request: EpochRequest, num: int) -> None:
+        """Begin to read the first `num` windows of the epoch that is asked for next."""
+        if num <= 0:
+            return
+        key = replace(request, followed=False)
+        if self._prepared is None or self._prepared[0] != key:
+            if self._prepared is not None:
+                self._prepared[1].close()
+            self._prepared = key, self._reading(request)
+        self._prepared[1].begin(num)
+
+    def _taken(self, request: EpochRequest) -> Reading:
+        """Return what was prepared, if it is what is asked for now. An evaluation leaves it for later."""
+        if self._prepared is not None and request.shuffle:
+            (key, reading), self._prepared = self._prepared, None
+            if key == replace(request, followed=False):
+                return reading
+            reading.close()
+        return self._reading(request)
+
+    def _reading(self, request: EpochRequest) -> Reading:
+        """Return the windows of an epoch; none is read yet."""
         plan = replace(self.plan(request), batches_per_window=self._batches_at_once(request))
-        windows = plan.windows()
-        threads, depth = self._threads(), WINDOWS_AHEAD
+        windows, buffers, order = plan.windows(), self._buffers, plan.order
+        threads = self._threads()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="voxray-read")
+        num_ahead = threads  # so none waits for the caller
         if self._window_mb(plan) > LARGE_WINDOW_MB and not self._stages:
             # One at a time, by all threads together: several of them would take much memory.
-            plan, threads, depth = replace(plan, copy_threads=threads), 1, 1
-        last_span = -1
+            plan, num_ahead = replace(plan, copy_threads=threads), 0
 
         def gather(index: int) -> Window:
-            return plan.gather(windows[index], self._buffers)
+            if plan.cache is not None:
+                span = order.span_of(windows[index].start)
+                if index == 0 or order.span_of(windows[index - 1].start) != span:
+                    plan.fetch_span(span + 1)
+            return plan.gather(windows[index], buffers)
 
-        for index, window in enumerate(ahead(gather, len(windows), depth + threads - 1, threads)):
-            if self._cache is not None and (span := plan.order.span_of(windows[index].start)) != last_span:
-                plan.fetch_span(span + 1)
-                last_span = span
-            yield from self._told_of_faults(window)
+        return Ahead(gather, len(windows), num_ahead, self._pool)
 
     def num_chosen(self, split: str, rules: BatchRules) -> int:
         """Return the rows of a split that filters and limit leave; 0 where there is no such split."""
         if self.num_rows(split) == 0:
             return 0
         return self.order(EpochRequest(split, 1, seed=0, shuffle=False, rules=rules)).selection.num_rows
+
+    def chosen_column(self, split: str, rules: BatchRules, name: str) -> np.ndarray:
+        """Return a column of the index, by its name, for the rows that filters and limit leave."""
+        selection = self.order(EpochRequest(split, 1, seed=0, shuffle=False, rules=rules)).selection
+        return selection.column(name)
 
     def read_split(self, split: str, rules: BatchRules | None = None) -> dict[str, np.ndarray]:
         """Return the rows of a split that filters and limit leave, in the order of the shards.
@@ -126,6 +177,8 @@ class LocalStream:
 
     def _plan(self, request: EpochRequest, decoded: DecodedShards | None) -> EpochPlan:
         rows_per_batch = -(-request.batch_size // self._world_size)
+        # What stays open keeps an evicted copy of a remote shard on the disk, so that is kept for one epoch.
+        is_kept = self._cache is None and decoded is None
         window_rows = int(self._config.window_mb / self._row_mb(request.split))
         return EpochPlan(
             self.store,
@@ -139,6 +192,7 @@ class LocalStream:
             cache=self._cache,
             stages=() if decoded else self._stages,
             decoded=decoded,
+            _here=self._open.setdefault(request.split, {}) if is_kept else {},
         )
 
     def _window_mb(self, plan: EpochPlan) -> float:
@@ -168,34 +222,6 @@ class LocalStream:
                 self._told.add(fault)
                 self._on_fault(f"{fault}; its rows are left out")
         yield from window.batches
-
-
-def ahead(make: Callable[[int], T], num: int, depth: int, threads: int) -> Iterator[T]:
-    """Yield make(0) … make(num - 1), made by `threads` threads that stay up to `depth` items ahead.
-
-    An item's exception is raised in its place. When the caller stops early, so do the threads.
-    """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="voxray-read")
-    pending: deque[Future[T]] = deque()
-    try:
-        begun = 0
-        for index in range(num):
-            while begun < min(num, index + depth):
-                pending.append(pool.submit(make, begun))
-                begun += 1
-            yield _waited_for(pending.popleft(), index)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _waited_for(item: "Future[T]", index: int) -> T:
-    while True:
-        try:
-            return item.result(timeout=SLOW_S)
-        except Late:
-            if item.done():
-                raise
-            log.warning("batch %d has been read for %.0f s: the dataset's storage is slow", index, SLOW_S)
 
 
 def _has_gpu() -> bool:

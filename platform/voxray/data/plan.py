@@ -22,7 +22,7 @@ from voxray.data.index import LENGTH, POSITION, VALID
 from voxray.data.manifest import ShardInfo
 from voxray.data.order import EpochOrder, IntArray, worker_slots
 from voxray.data.reader import (
-    Gathered,
+    Destination,
     OpenWindow,
     RowsOfWindows,
     ShardError,
@@ -164,7 +164,7 @@ class EpochPlan:
         Raises ShardError for a damaged or missing shard, unless faults are quarantined: its rows are zero and
         not valid then.
         """
-        slots = [self._slots(batch) for batch in window]
+        slots = self._slots(window)
         batches, broken, faults = self._read([rows for rows, _, _ in slots], into or Buffers())
         for batch, lost, (_, valid, position) in zip(batches, broken, slots, strict=True):
             batch[VALID], batch[POSITION] = valid & ~lost, position
@@ -189,24 +189,27 @@ class EpochPlan:
         if self.cache is not None and self.decoded is None:
             self.shards.fetch_ahead(self.order.span_shards(span).tolist())
 
-    def _slots(self, batch: int) -> tuple[IntArray, np.ndarray, IntArray]:
-        """Return (rows, valid, position) of this worker's part of a batch; padding is the first row."""
+    def _slots(self, window: range) -> list[tuple[IntArray, np.ndarray, IntArray]]:
+        """Return (rows, valid, position) of this worker's part of each batch; padding is its first row."""
         with _ORDER_LOCK:
-            start, stop = self.order.bounds(batch)
-            request = self.order.request
-            num_slots = request.batch_size if request.rules.last_batch == "pad" else stop - start
-            first, last = worker_slots(num_slots, self.rank, self.world_size)
-            # A worker without any slot still gets a row, so that all workers take part in the step.
-            if last > first and last <= stop - start:
-                places = np.arange(start + first, start + last)
-                return self.order.rows(start + first, start + last), np.ones(last - first, bool), places
-            # A worker without any slot still gets a row, so that all workers take part in the step.
-            slots = np.arange(first, last) if last > first else np.array([stop - start])
-            valid = slots < stop - start
-            places = start + np.where(valid, slots, 0)
-            low, high = int(places.min()), int(places.max())
-            rows = self.order.rows(low, high + 1)[places - low]
-        return rows, valid, places
+            bounds = [self.order.bounds(batch) for batch in window]
+            begin, end = bounds[0][0], bounds[-1][1]
+            rows = self.order.rows(begin, end)
+        found: list[tuple[IntArray, np.ndarray, IntArray]] = []
+        for start, stop in bounds:
+            places, valid = self._places(start, stop)
+            found.append((rows[places - begin], valid, places))
+        return found
+
+    def _places(self, start: int, stop: int) -> tuple[IntArray, np.ndarray]:
+        """Return (position, valid) of this worker's part of the batch at the places `start` … `stop - 1`."""
+        request = self.order.request
+        num_slots = request.batch_size if request.rules.last_batch == "pad" else stop - start
+        first, last = worker_slots(num_slots, self.rank, self.world_size)
+        # A worker without any slot still gets a row, so that all workers take part in the step.
+        slots = np.arange(first, last) if last > first else np.array([stop - start])
+        valid = slots < stop - start
+        return start + np.where(valid, slots, 0), valid
 
     # --- reading
     def _read(
@@ -214,43 +217,34 @@ class EpochPlan:
     ) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray], tuple[str, ...]]:
         """Return the values of each batch's rows, which of them cannot be used, and why."""
         wanted, faults = self._open(np.concatenate(rows))
-        parts = wanted.split([len(own) for own in rows])
-        ragged = [name for name, column in self.columns.items() if column.ragged]
-        lengths = [{name: part.lengths(name) for name in ragged} for part in parts]
-        arrays: dict[str, list[np.ndarray]] = {}
+        nums = [len(own) for own in rows]
+        ends = np.cumsum(nums)[:-1]
+        columns: dict[str, list[np.ndarray]] = {}
+        to: dict[str, Destination] = {}
         for name, column in self.columns.items():
-            nums = [len(own) for own in rows]
+            lengths: list[np.ndarray] = []
             if column.ragged:
-                nums = [num * int(own[name].max(initial=0)) for num, own in zip(nums, lengths, strict=True)]
-            arrays[name] = into.arrays(name, column, nums)
-        batches: list[dict[str, np.ndarray]] = []
-        for index, (part, own) in enumerate(zip(parts, lengths, strict=True)):
-            batch = {name: arrays[name][index] for name in self.columns}
-            batches.append(self._fill(part, batch, own))
-        return batches, [part.which < 0 for part in parts], faults
+                columns[name + LENGTH] = lengths = np.split(wanted.lengths(name), ends)
+            room = into.room(name, column, nums, lengths)
+            columns[name], to[name] = room.batches, room.to
+        self._copy(wanted.sound(), to)
+        broken = np.split(wanted.which < 0, ends)
+        if faults:
+            self._blank(columns, broken)
+        batches = [{name: own[index] for name, own in columns.items()} for index in range(len(rows))]
+        return batches, broken, faults
 
-    def _fill(
-        self, rows: RowsOfWindows, arrays: dict[str, np.ndarray], lengths: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Write one batch's rows and return its columns; rows that cannot be used become zero or empty."""
-        room = {name: np.full(len(own), own.max(initial=0)) for name, own in lengths.items()}
-        self._copy(rows.sound(), Gathered(arrays, lengths, room))
-        columns: dict[str, np.ndarray] = {}
-        (broken,) = np.nonzero(rows.which < 0)
-        for name, array in arrays.items():
-            if name in lengths:
-                array = array.reshape(len(rows.which), -1, *array.shape[1:])
-                columns[name + LENGTH] = lengths[name]
-            if len(broken):
-                array[broken] = {TEXT: "", BYTES: b""}.get(self.columns[name].dtype, 0)
-            columns[name] = array
-        return columns
+    def _blank(self, columns: Mapping[str, list[np.ndarray]], broken: Sequence[np.ndarray]) -> None:
+        """Make rows that cannot be used zero or empty."""
+        for name, column in self.columns.items():
+            for array, lost in zip(columns[name], broken, strict=True):
+                array[lost] = {TEXT: "", BYTES: b""}.get(column.dtype, 0)
 
-    def _copy(self, rows: RowsOfWindows, out: Gathered) -> None:
+    def _copy(self, rows: RowsOfWindows, out: Mapping[str, Destination]) -> None:
         """Copy rows into `out`, with several threads where there is much: one does not fill the memory's
         bandwidth.
         """
-        num_bytes = sum(array.nbytes for array in out.arrays.values())
+        num_bytes = sum(_bytes_of(to) for to in out.values())
         if self.copy_threads == 1 or num_bytes < SHARED_BYTES:
             copy_rows(rows, out, self.columns)
             return
@@ -279,6 +273,10 @@ class EpochPlan:
             windows.append(found)
         which = index_of_number[np.searchsorted(numbers, number_of_row)]
         return RowsOfWindows(windows, which, local, np.arange(len(rows))), tuple(faults)
+
+
+def _bytes_of(to: Destination) -> int:
+    return sum(row.nbytes for row in to) if isinstance(to, list) else to.array.nbytes
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +19,27 @@ from voxray.data.checked import CheckedWindows
 from voxray.data.manifest import ShardInfo
 from voxray.data.shards import inner_shape
 
-# Longer rows are copied singly: numpy's fancy indexing would make a second copy of them.
 COPIED_SINGLY_BYTES = 4096
 # With fewer rows per window than this, a call per window costs more than a step per row.
 ROWS_WORTH_A_CALL = 8
+TEXTS_WORTH_A_CALL = 40
 
 
 class ShardError(InputError):
     """A shard that is missing or damaged, whole or in one window; the message names it."""
 
 
-class Gathered:
-    """Arrays that rows are gathered into, one per column.
+@dataclass(frozen=True)
+class Slots:
+    """An array that rows of one column are gathered into: row i goes to `array[places[i]]`."""
 
-    A column of equal rows is [num_rows, *shape]. A ragged one is one array [sum of room, *rest]; row i has
-    room for `room[name][i]` entries from `starts[name][i]` on, and `lengths[name][i]` of them are its own.
-    """
+    array: np.ndarray
+    places: np.ndarray
 
-    def __init__(
-        self,
-        arrays: dict[str, np.ndarray],
-        lengths: dict[str, np.ndarray],
-        room: dict[str, np.ndarray],
-    ) -> None:
-        """Keep the arrays; what they hold is written by `copy_rows`."""
-        self.arrays, self.lengths, self.room = arrays, lengths, room
-        self.starts = {name: np.cumsum(sizes) - sizes for name, sizes in room.items()}
+
+# Where the rows of a column go: places of one array, or row i into an array of its own, `[i]`, that a ragged
+# row may not fill.
+Destination = Slots | list[np.ndarray]
 
 
 @dataclass
@@ -56,14 +53,6 @@ class RowsOfWindows:
     which: np.ndarray
     local: np.ndarray
     places: np.ndarray
-
-    def split(self, sizes: Sequence[int]) -> list["RowsOfWindows"]:
-        """Return stretches of the rows, each with places from 0 on."""
-        ends = np.cumsum(sizes).tolist()
-        return [
-            RowsOfWindows(self.windows, self.which[end - n : end], self.local[end - n : end], np.arange(n))
-            for n, end in zip(sizes, ends, strict=True)
-        ]
 
     def shares(self, num: int) -> list["RowsOfWindows"]:
         """Return the rows in `num` parts of about equal size, with the places they have."""
@@ -80,9 +69,22 @@ class RowsOfWindows:
             return self
         return RowsOfWindows(self.windows, self.which[kept], self.local[kept], self.places[kept])
 
+    @cached_property
+    def triples(self) -> list[tuple[int, int, int]]:
+        """(place, window, row in it) of each row."""
+        return list(zip(self.places.tolist(), self.which.tolist(), self.local.tolist(), strict=True))
+
+    @cached_property
+    def by_window(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(local, places) of each window's rows, where all rows can be used."""
+        order = np.argsort(self.which, kind="stable")
+        ends = np.cumsum(np.bincount(self.which, minlength=len(self.windows))).tolist()
+        bounds = list(pairwise([0, *ends]))
+        return [(self.local[order[a:b]], self.places[order[a:b]]) for a, b in bounds]
+
     def lengths(self, name: str) -> np.ndarray:
         """Return each row's entries of a ragged column, int64 [rows]; 0 for one that cannot be used."""
-        offsets = [window.offsets[name] for window in self.windows]
+        offsets = [window.offsets(name) for window in self.windows]
         pairs = zip(self.which.tolist(), self.local.tolist(), strict=True)
         return np.array(
             [offsets[w][row + 1] - offsets[w][row] if w >= 0 else 0 for w, row in pairs], dtype=np.int64
@@ -139,19 +141,16 @@ class ShardReader:
         opened, which = np.unique(index, return_inverse=True)
         wanted = RowsOfWindows([self.window(i) for i in opened.tolist()], which, local, np.arange(len(rows)))
         chosen = {name: self.columns[name] for name in columns or self.columns}
-        lengths = {name: wanted.lengths(name) for name, column in chosen.items() if column.ragged}
-        arrays = {
-            name: empty_column(column, int(lengths[name].sum()) if name in lengths else len(rows))
-            for name, column in chosen.items()
-        }
-        out = Gathered(arrays, lengths, lengths)
-        copy_rows(wanted, out, chosen)
-        for name, sizes in lengths.items():
-            pieces = np.empty(len(rows), dtype=object)
-            for row, (start, size) in enumerate(zip(out.starts[name].tolist(), sizes.tolist(), strict=True)):
-                pieces[row] = out.arrays[name][start : start + size]
-            out.arrays[name] = pieces
-        return out.arrays
+        out: dict[str, np.ndarray] = {}
+        to: dict[str, Destination] = {}
+        for name, column in chosen.items():
+            if column.ragged:
+                out[name], to[name] = _pieces(column, wanted.lengths(name))
+            else:
+                out[name] = empty_column(column, len(rows))
+                to[name] = list(out[name]) if is_copied_singly(column) else Slots(out[name], wanted.places)
+        copy_rows(wanted, to, chosen)
+        return out
 
     def window(self, index: int) -> "OpenWindow":
         """Return a window, checked at its first use. Raises ShardError when it is damaged."""
@@ -187,69 +186,115 @@ class ShardReader:
 
 
 class OpenWindow:
-    """One record batch: numpy views of its tensors, the offsets of its ragged columns, its texts."""
+    """One record batch: numpy views of its tensors, its texts, the offsets of its ragged columns."""
 
     def __init__(self, batch: pa.RecordBatch, columns: Mapping[str, Column]) -> None:
         """Make the views; nothing is copied."""
         self.batch = batch
         self.views: dict[str, np.ndarray] = {}
-        self.offsets: dict[str, list[int]] = {}
-        self._data: dict[str, memoryview] = {}
+        self._offsets: dict[str, list[int]] = {}
+        self._columns = columns
         for name, column in columns.items():
-            array = batch.column(name)
             if not column.is_tensor:
-                _, offsets, data = array.buffers()
-                kind = np.int32 if column.dtype == TEXT else np.int64
-                self.offsets[name] = np.frombuffer(offsets, kind, len(array) + 1).tolist()
-                self._data[name] = memoryview(data or b"")
                 continue
-            if column.ragged:
-                self.offsets[name] = array.offsets.to_numpy(zero_copy_only=True).tolist()
-                array = array.values
+            array = batch.column(name)
+            array = array.values if column.ragged else array
             inner = inner_shape(column)
             flat = array.values if inner else array
             self.views[name] = flat.to_numpy(zero_copy_only=True).reshape(-1, *inner)
 
-    def bytes_of(self, name: str, row: int) -> bytes:
-        """Return one value of a text or encoded column, as bytes."""
-        offsets = self.offsets[name]
-        return self._data[name][offsets[row] : offsets[row + 1]].tobytes()
+    def offsets(self, name: str) -> list[int]:
+        """Return where each row of a ragged, text or encoded column begins, and the last one's end."""
+        if name not in self._offsets:
+            array, column = self.batch.column(name), self._columns[name]
+            if column.is_tensor:
+                ends = array.offsets.to_numpy(zero_copy_only=True)
+            else:
+                kind = np.int32 if column.dtype == TEXT else np.int64
+                ends = np.frombuffer(array.buffers()[1], kind, len(array) + 1)
+            self._offsets[name] = ends.tolist()
+        return self._offsets[name]
+
+    def data(self, name: str) -> memoryview:
+        """Return the bytes of a text or encoded column, all rows after one another."""
+        return memoryview(self.batch.column(name).buffers()[2] or b"")
 
 
-def copy_rows(rows: RowsOfWindows, out: Gathered, columns: Mapping[str, Column]) -> None:
-    """Write rows into `out`, for the given columns; the rest of a ragged row's room becomes zero."""
-    triples = list(zip(rows.places.tolist(), rows.which.tolist(), rows.local.tolist(), strict=True))
-    is_sparse = len(triples) < ROWS_WORTH_A_CALL * len(rows.windows)
+def copy_rows(rows: RowsOfWindows, out: Mapping[str, Destination], columns: Mapping[str, Column]) -> None:
+    """Write rows, all of which can be used, to their places, for the given columns; what a ragged row leaves
+    of its own array becomes zero.
+    """
+    rows_per_window = len(rows.which) / max(1, len(rows.windows))
     for name, column in columns.items():
-        array = out.arrays[name]
-        if not column.is_tensor:
-            is_text = column.dtype == TEXT
-            for place, window, row in triples:
-                value = rows.windows[window].bytes_of(name, row)
-                array[place] = value.decode() if is_text else value
-            continue
-        views = [window.views[name] for window in rows.windows]
-        if column.ragged:
-            _copy_ragged(rows, name, triples, out)
-        elif is_sparse or (views and views[0][:1].nbytes >= COPIED_SINGLY_BYTES):
-            for place, window, row in triples:
-                array[place] = views[window][row]
+        to = out[name]
+        if isinstance(to, list):
+            (_copy_ragged if column.ragged else _copy_singly)(rows, name, to)
+        elif column.is_tensor:
+            _copy_tensor(rows, name, to, rows_per_window < ROWS_WORTH_A_CALL)
+        elif column.dtype == TEXT and rows_per_window >= TEXTS_WORTH_A_CALL:
+            _copy_texts(rows, name, to)
         else:
-            for window, view in enumerate(views):
-                (inside,) = np.nonzero(rows.which == window)
-                array[rows.places[inside]] = view[rows.local[inside]]
+            _copy_values(rows, name, to, column.dtype == TEXT)
 
 
-def _copy_ragged(rows: RowsOfWindows, name: str, triples: list[tuple[int, int, int]], out: Gathered) -> None:
-    array = out.arrays[name]
+def _copy_ragged(rows: RowsOfWindows, name: str, to: list[np.ndarray]) -> None:
     views = [window.views[name] for window in rows.windows]
-    offsets = [window.offsets[name] for window in rows.windows]
-    starts, room = out.starts[name].tolist(), out.room[name].tolist()
-    for place, window, row in triples:
+    offsets = [window.offsets(name) for window in rows.windows]
+    for place, window, row in rows.triples:
         first, last = offsets[window][row], offsets[window][row + 1]
-        start = starts[place]
-        array[start : start + last - first] = views[window][first:last]
-        array[start + last - first : start + room[place]] = 0
+        own = to[place]
+        own[: last - first] = views[window][first:last]
+        own[last - first :] = 0
+
+
+def _copy_singly(rows: RowsOfWindows, name: str, to: list[np.ndarray]) -> None:
+    views = [window.views[name] for window in rows.windows]
+    for place, window, row in rows.triples:
+        to[place][...] = views[window][row]
+
+
+def _copy_tensor(rows: RowsOfWindows, name: str, to: Slots, is_sparse: bool) -> None:
+    views = [window.views[name] for window in rows.windows]
+    if is_sparse:
+        slots = to.places.tolist()
+        for place, window, row in rows.triples:
+            to.array[slots[place]] = views[window][row]
+        return
+    for view, (local, places) in zip(views, rows.by_window, strict=True):
+        to.array[to.places[places]] = view.take(local, axis=0)
+
+
+def _copy_texts(rows: RowsOfWindows, name: str, to: Slots) -> None:
+    """Write many texts of a window: Arrow makes the strings in one call."""
+    for window, (local, places) in zip(rows.windows, rows.by_window, strict=True):
+        taken = window.batch.column(name).take(pa.array(local))
+        to.array[to.places[places]] = taken.to_numpy(zero_copy_only=False)
+
+
+def _copy_values(rows: RowsOfWindows, name: str, to: Slots, is_text: bool) -> None:
+    offsets = [window.offsets(name) for window in rows.windows]
+    data = [window.data(name) for window in rows.windows]
+    slots = to.places.tolist()
+    for place, window, row in rows.triples:
+        value = data[window][offsets[window][row] : offsets[window][row + 1]].tobytes()
+        to.array[slots[place]] = value.decode() if is_text else value
+
+
+def is_copied_singly(column: Column) -> bool:
+    """Whether each row of a column goes into an array of its own: numpy's indexing would copy it twice."""
+    row_bytes = prod(inner_shape(column)) * np.dtype(column.dtype).itemsize if column.is_tensor else 0
+    return column.ragged or row_bytes >= COPIED_SINGLY_BYTES
+
+
+def _pieces(column: Column, lengths: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return an object array of one array per ragged row, and the same as a list."""
+    memory = empty_column(column, int(lengths.sum()))
+    ends = np.cumsum(lengths).tolist()
+    pieces = [memory[end - size : end] for end, size in zip(ends, lengths.tolist(), strict=True)]
+    values = np.empty(len(pieces), dtype=object)
+    for row, piece in enumerate(pieces):
+        values[row] = piece
+    return values, pieces
 
 
 def empty_column(column: Column, num: int) -> np.ndarray:

@@ -93,6 +93,13 @@ class Selection:
             kept = np.sort(generator.permutation(kept)[:num])
         return kept.astype(np.int64)
 
+    def column(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a column of the index for all chosen rows."""
+        assert self._index is not None, "the dataset's shards have an index"
+        return np.concatenate(
+            [self._index.column(i, name)[self.rows(i)] for i in range(len(self.shard_rows))]
+        )
+
     def weights(self, shard: int) -> np.ndarray[Any, Any]:
         """Return the weights of a shard's chosen rows, float64, all 1 without the rule.
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from voxray.config.errors import InputError
 from voxray.core.batch import BatchRules
 from voxray.core.task import ReadStage
+from voxray.data.ahead import log
 from voxray.data.config import DataConfig
-from voxray.data.local import LocalStream, log
+from voxray.data.local import LocalStream
 from voxray.data.manifest import load_manifest
 from voxray.data.shard_cache import node_cache
 from voxray.data.store import Store

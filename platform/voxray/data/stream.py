@@ -4,8 +4,10 @@ No consumer shuffles or re-batches, which is what makes Ray Data fast (FACTS.md 
 order are those of `LocalStream`. A block has one row per batch: each column's bytes, their layout as JSON.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
@@ -18,38 +20,87 @@ from ray.data.block import BlockMetadata
 from ray.exceptions import RayError, RaySystemError
 
 from voxray.config.errors import RunError, VoxrayError
-from voxray.core.batch import Columns, EpochRequest
+from voxray.core.batch import EpochRequest
 from voxray.core.schema import BYTES, TEXT
+from voxray.data.ahead import Reading
 from voxray.data.buffers import Buffers
 from voxray.data.local import LocalStream
 from voxray.data.plan import EpochPlan, Window
 
+WINDOWS_EARLY = 8  # starting a Dataset takes 0.3 … 0.5 s, a decoded window about 0.1 s
 LAYOUT, FAULTS = "layout", "faults"
 
 
 class RayStream(LocalStream):
-    """The same batches, read by Ray Data tasks anywhere and delivered through the object store."""
+    """The same batches, read by Ray Data tasks anywhere and delivered through the object store.
 
-    def batches(self, request: EpochRequest) -> Iterator[Columns]:
-        """Yield this worker's slice of each global batch; the caller's process is connected to Ray."""
-        context = DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
-        plan = self.plan(request)
-        windows = plan.windows()
-        if not windows:
+    The caller's process is connected to Ray.
+    """
+
+    def _reading(self, request: EpochRequest) -> Reading:
+        return RayReading(self.plan(request))
+
+
+class RayReading:
+    """An epoch's windows through Ray Data; a thread starts the Dataset and waits for its first block."""
+
+    num_ahead = WINDOWS_EARLY
+
+    def __init__(self, plan: EpochPlan) -> None:
+        """Keep the plan; no task is started."""
+        self._plan, self._windows = plan, plan.windows()
+        self._batches_left = sum(map(len, self._windows))
+        self._first: Future[tuple[Iterator[pa.Table], pa.Table | None]] | None = None
+        self._blocks: Iterator[pa.Table] = iter(())
+
+    @property
+    def left(self) -> int:
+        """Windows that were not delivered whole."""
+        return -(-self._batches_left // self._plan.batches_per_window)
+
+    def begin(self, num: int) -> None:
+        """Start the Dataset; how far it reads ahead is Ray Data's to say."""
+        if self._first is None and self._windows and num > 0:
+            starter = ThreadPoolExecutor(1, thread_name_prefix="voxray-stream")
+            self._first = starter.submit(_started, self._plan, self._windows)
+            starter.shutdown(wait=False)
+
+    def __iter__(self) -> Iterator[Window]:
+        """Yield the windows as their blocks come; a block may be part of one."""
+        self.begin(1)
+        if self._first is None:
             return
-        stream = ray.data.read_datasource(WindowSource(plan, windows), override_num_blocks=len(windows))
-        blocks = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-        num = 0
         try:
-            for block in blocks:
+            self._blocks, block = self._first.result()
+            while block is not None:
                 for window in from_table(block):
-                    num += 1
-                    yield from self._told_of_faults(window)
+                    self._batches_left -= len(window.batches)
+                    yield window
+                block = next(self._blocks, None)
         except RayError as error:
             raise _users_error(error) from error
-        assert num == sum(map(len, windows)), f"{num} batches came instead of {sum(map(len, windows))}"
+        assert self._batches_left == 0, f"{self._batches_left} batches more were expected"
+
+    def close(self) -> None:
+        """End the Dataset's execution: its tasks are cancelled."""
+        if self._first is not None:
+            with contextlib.suppress(RayError):  # whoever asks for the batches is told
+                _close(self._first.result()[0])
+
+
+def _started(plan: EpochPlan, windows: list[range]) -> tuple[Iterator[pa.Table], pa.Table | None]:
+    """Return the blocks of a new Dataset, and the first of them."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    stream = ray.data.read_datasource(WindowSource(plan, windows), override_num_blocks=len(windows))
+    blocks = iter(stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+    return blocks, next(blocks, None)
+
+
+def _close(blocks: Iterator[pa.Table]) -> None:
+    if isinstance(blocks, Generator):
+        blocks.close()
 
 
 class WindowSource(Datasource):

@@ -12,7 +12,7 @@ from voxray.config.errors import InputError
 from voxray.core.figures import RunView
 from voxray.core.registry import figures_module
 from voxray.core.spellings import monitor_mode
-from voxray.report.page import Block, Card, Section, Table, Text, interval, number
+from voxray.report.page import Block, Card, Section, Table, Text, decimals, interval, number
 from voxray.report.read import RunFiles, predictions_file, read_columns, read_predictions
 from voxray.report.rows import open_rows
 
@@ -110,7 +110,7 @@ def _against_floor(run: RunFiles, split: str) -> list[Block]:
     }
     return [
         Text(
-            f"{name}: the model is {abs(gap):.3f} {'above' if gap > 0 else 'below'} the linear floor.",
+            f"{name}: the model is {decimals(abs(gap))} {'above' if gap > 0 else 'below'} the linear floor.",
             tone="good" if (gap > 0) == (monitor_mode(name) == "max") else "bad",
         )
         for name, gap in gaps.items()

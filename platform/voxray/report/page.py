@@ -105,8 +105,17 @@ def number(value: Any) -> str:
 
 
 def interval(low: Any, high: Any) -> str:
-    """Return an interval's ends with three decimals each."""
-    return "–" if low is None or high is None else f"{low:.3f} – {high:.3f}"
+    """Return an interval's ends with three decimals each, of small ones as many as they need."""
+    if low is None or high is None:
+        return "–"
+    if max(abs(low), abs(high)) < 0.01:
+        return f"{number(low)} – {number(high)}"
+    return f"{low:.3f} – {high:.3f}"
+
+
+def decimals(value: float) -> str:
+    """Return a number with three decimals, a small one with as many as it needs."""
+    return f"{value:.3f}" if abs(value) >= 0.01 else number(value)
 
 
 def duration(seconds: float | None) -> str:

@@ -24,6 +24,8 @@ def training_request(stage: Stage, epoch: int, start_batch: int = 0) -> EpochReq
         shuffle=True,
         start_batch=start_batch,
         rules=rules,
+        followed=training.stepper != "closed_form"
+        and (training.steps is not None or epoch + 1 < training.epochs),
     )
 
 

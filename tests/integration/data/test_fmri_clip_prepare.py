@@ -15,6 +15,7 @@ from voxray.core.batch import BatchRules, EpochRequest
 from voxray.core.experiment import default_config
 from voxray.core.registry import task_data
 from voxray.data import embed
+from voxray.data.formats.voxel_space import VoxelSpace
 from voxray.data.inspect import inspect, stats
 from voxray.data.local import LocalStream
 from voxray.data.manifest import Manifest
@@ -282,6 +283,8 @@ def test_haxbys_runs_7_and_8_are_the_test(shared_data: Path, tmp_path: Path) -> 
     assert set(rows["session"][rows["split"] != "test"].tolist()) == set(range(1, 7))
     assert manifest.schema.columns["clip_label"].names == tuple(sorted(set(rows["label"])))
     np.testing.assert_array_equal(rows["clip_label"].sum(1), 1)
+    assert manifest.statistics["x"]["space"] == VoxelSpace.of_mask(folder / "masks25mm_brain.nii.gz").plain()
+    assert not {"space"} & {key for row in stats(tmp_path / "ds")["numbers"] for key in row}
     with pytest.raises(InputError, match=r"has no session 9 for test_sessions; it has: 1, 2, 3"):
         prepared(folder, tmp_path / "ds2", **values, test_sessions=[9])
     with pytest.raises(InputError, match=r"test_sessions need group=session_id"):

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from voxray.config.errors import RunError
 from voxray.core.batch import BatchRules, EpochRequest
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import ReadStage
+from voxray.data import stream as stream_module
 from voxray.data.config import DataConfig
 from voxray.data.local import LocalStream
 from voxray.data.reader import ShardError
@@ -96,6 +98,34 @@ def test_the_transports_agree_bit_for_bit(dataset, tmp_path, rank, world_size, s
         same(delivered["local"], batches)
     kept = {file.suffix for file in (tmp_path / "cache").iterdir()}
     assert ".json" in kept, "decoded copies were read"
+
+
+def test_epochs_that_follow_one_another_are_read_ahead_and_given_up(dataset, monkeypatch):
+    """The next Dataset is started before this epoch ends; the batches are those of a local read."""
+    begun, start = [], stream_module._started
+
+    def noted(plan, windows):
+        begun.append((plan.order.request.epoch, windows[0].start))
+        return start(plan, windows)
+
+    monkeypatch.setattr(stream_module, "_started", noted)
+    stream = RayStream(dataset, DataConfig(window_mb=0.06, shuffle_mb=0.1))
+    plain = LocalStream(dataset, DataConfig(shuffle_mb=0.1))
+    first = EpochRequest("train", 20, seed=5, followed=True)
+    for epoch in range(2):
+        request = replace(first, epoch=epoch)
+        batches = stream.batches(request)
+        head = copies(islice(batches, 10))
+        same(copies(plain.batches(replace(request, followed=False))), head + copies(batches))
+    assert begun == [(0, 0), (1, 0), (2, 0)]
+    resumed = replace(first, epoch=2, start_batch=5, followed=False)  # not what was prepared
+    same(copies(plain.batches(resumed)), copies(stream.batches(resumed)))
+    assert begun[3:] == [(2, 5)]
+    assert list(islice(stream.batches(first), 10))[9]["x"].size
+    plain.close()
+    stream.close()
+    left = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in left if name.startswith(("StreamingExecutor", "voxray-"))]
 
 
 def test_a_window_without_stages_is_delivered_from_the_object_stores_memory(dataset):

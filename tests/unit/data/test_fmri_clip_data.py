@@ -263,6 +263,11 @@ def test_nsds_layout_reads_back_as_the_worlds_responses(tmp_path: Path, kind: st
     if kind == "nifti":
         (path, _) = sorted(tmp_path.rglob("betas_session*.nii.gz"))
         assert nib.load(path).shape == (*spec.volume, 750)
+    (mask,) = tmp_path.rglob("nsdgeneral.nii.gz")
+    affine_44, code = nib.load(mask).get_sform(coded=True)
+    middle = [(size - 1) / 2 for size in spec.volume]
+    np.testing.assert_allclose(affine_44 @ [*middle, 1], [0, 0, 0, 1], atol=1e-5)
+    assert (code, nib.load(mask).header.get_zooms()) == (1, pytest.approx((1.8, 1.8, 1.8)))
     picture = rows_of(tmp_path, 1, images="pixels", image_size=12)[1][0]
     np.testing.assert_array_equal(
         picture["image"], world.picture(index_of[picture["nsd_id"]], 12).transpose(2, 0, 1)

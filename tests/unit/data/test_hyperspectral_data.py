@@ -161,6 +161,27 @@ def test_single_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows_of(tmp_path, band_axis="last", **KEPT)[1]["cube"], cube(seed=2))
 
 
+def test_single_cubes_in_tiles(tmp_path: Path) -> None:
+    values = cube((3, 5, 7))
+    write_cube(tmp_path / "P1" / "a.h5", values)
+    np.save(tmp_path / "b.npy", np.moveaxis(values, 0, -1))
+    rows = rows_of(tmp_path, tile=4, bands=[0, 2], band_axis="last", split_by="block", block=4, **KEPT)
+    places = [(top, left) for top in (0, 4) for left in (0, 4)]
+    assert [row["sample_id"] for row in rows] == [
+        f"{name}:{top}:{left}" for name in ("P1/a.h5", "b.npy") for top, left in places
+    ]
+    assert len({row["group"] for row in rows}) == 8
+    for number in (0, 1):
+        tiles = rows[4 * number : 4 * number + 4]
+        halves = [np.concatenate([row["cube"] for row in tiles[i : i + 2]], 2) for i in (0, 2)]
+        whole = np.concatenate(halves, 1)
+        np.testing.assert_array_equal(whole[:, :5, :7], values[[0, 2]])
+        assert not whole[:, 5:].any()
+        assert [row["measured"].sum() for row in tiles] == [16, 12, 4, 3]
+    (tmp_path / "P1" / "a.h5").write_bytes(b"no file")
+    assert isinstance(rows_of(tmp_path, tile=4, band_axis="last")[0], BadRow)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -1,6 +1,5 @@
 """Batches from mapped shards: slices, resume, padding, ragged rows, reused memory, threads, faults."""
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +11,8 @@ from voxray.config.errors import InputError
 from voxray.core.batch import BatchRules, EpochRequest, as_tensor
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import ReadStage
-from voxray.data import local
 from voxray.data.config import DataConfig
-from voxray.data.local import LocalStream, ahead
+from voxray.data.local import LocalStream
 from voxray.data.reader import ShardError
 from voxray.testing.datasets import write_dataset
 from voxray.testing.tiny import Tiny, TinyConfig, tiny_rows
@@ -151,6 +149,64 @@ def test_a_worker_without_rows_gets_one_that_does_not_count(dataset):
     assert not batches[0]["valid"].any()
 
 
+MIXED = Schema(
+    {
+        "sample_id": Column(TEXT),
+        "site": Column(TEXT),
+        "odd": Column("uint8", (7,)),
+        "five": Column("float32", (5,)),
+        "flag": Column("uint8"),
+        "wide": Column("float32", (1030,)),
+        "blob": Column(BYTES),
+    },
+    group="site",
+)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    rng = np.random.default_rng(3)
+    num = 2300  # windows of 1,024, 1,024 and 252 rows in one shard
+    blobs = np.empty(num, object)
+    blobs[:] = [rng.bytes(int(size)) for size in rng.integers(0, 9, num)]
+    rows = {
+        "sample_id": np.array([f"row {i} é" for i in range(num)], object),
+        "site": np.array(["", "Köln", "東京"], object)[rng.integers(0, 3, num)],
+        "odd": rng.integers(0, 256, (num, 7), dtype=np.uint8),
+        "five": rng.standard_normal((num, 5), dtype=np.float32),
+        "flag": rng.integers(0, 2, num, dtype=np.uint8),
+        "wide": rng.standard_normal((num, 1030), dtype=np.float32),
+        "blob": blobs,
+    }
+    return write_dataset(tmp_path_factory.mktemp("data") / "mixed", MIXED, {"train": rows}, num), rows
+
+
+@pytest.mark.parametrize("batch_size", [3, 100, 2300])
+def test_every_column_of_many_rows_is_what_was_written(mixed, batch_size):
+    """Few and many rows of a window at a time; rows whose bytes do not divide the alignment."""
+    path, rows = mixed
+    request = EpochRequest("train", batch_size, 1, rules=BatchRules(limit=None if batch_size > 3 else 60))
+    seen = []
+    for batch in LocalStream(path, DataConfig(read_threads=1)).batches(request):
+        own = [int(name.split()[1]) for name in batch["sample_id"]]
+        seen += own
+        for name, values in rows.items():
+            np.testing.assert_array_equal(batch[name], values[own])
+            assert batch[name].dtype == values.dtype
+            assert values.dtype == object or batch[name].ctypes.data % 64 == 0
+    assert sorted(set(seen)) == sorted(seen)
+    assert len(seen) == (60 if batch_size == 3 else 2300)
+
+
+def test_an_epoch_without_a_full_chunk_is_empty(trials):
+    """Sessions of 13 rows, batches of one session, spans of one shard of 30 rows: none has 14 of a session,
+    and sessions 0, 1, 3 and 5 lie whole in a shard.
+    """
+    rules = BatchRules(group_by="session", last_batch="drop")
+    assert epoch_of(trials, EpochRequest("train", 14, 1, rules=rules)) == []
+    assert len(epoch_of(trials, EpochRequest("train", 13, 1, rules=rules))) == 4
+
+
 def double_block(columns):
     return {**columns, "block": columns["block"] * 2}
 
@@ -218,24 +274,7 @@ def test_quarantine_leaves_the_damaged_rows_out_and_the_order_as_it_was(own, gon
     assert "left out" in told[0]
 
 
-# --- the threads ahead
-
-
-def test_the_threads_ahead_pass_errors_on_and_end_when_the_caller_stops():
-    def item(index):
-        if index == 2:
-            raise ValueError("broken")
-        return index
-
-    made = ahead(item, 5, depth=2, threads=2)
-    assert [next(made), next(made)] == [0, 1]
-    with pytest.raises(ValueError, match="broken"):
-        next(made)
-    before = threading.active_count()
-    endless = ahead(lambda index: index, 10**9, depth=2, threads=1)
-    assert next(endless) == 0
-    endless.close()
-    assert threading.active_count() == before
+# --- memory
 
 
 @settings(max_examples=30, deadline=None)
@@ -260,7 +299,7 @@ def test_memory_is_used_again_over_epochs(dataset):
         for batch in stream.batches(EpochRequest("train", 8, 1, epoch=epoch))
     ]
     assert len(seen) == 78
-    assert len(set(seen)) <= (local.WINDOWS_AHEAD + 3) * 13
+    assert len(set(seen)) <= 5 * 13
     assert all(address % 64 == 0 for address in seen)
 
 
@@ -273,12 +312,3 @@ def test_a_column_becomes_a_tensor_without_a_copy_where_that_is_safe():
         tensor = as_tensor(values)
         assert tensor.data_ptr() != values.ctypes.data
         assert tensor.tolist() == values.tolist()
-
-
-def test_slow_storage_is_told(monkeypatch, caplog):
-    monkeypatch.setattr(local, "SLOW_S", 0.05)
-    import time
-
-    with caplog.at_level("WARNING", logger="voxray"):
-        assert list(ahead(lambda i: time.sleep(0.12) or i, 1, 2, 1)) == [0]
-    assert "the dataset's storage is slow" in caplog.text

@@ -14,7 +14,7 @@ from voxray.config.errors import InputError
 from voxray.core.task import BadRow, BadRowError, RawRow
 from voxray.data.formats.cube_hdf5 import MAX_ARRAY_BYTES, to_float32
 from voxray.data.formats.hypercube import CUBE
-from voxray.data.formats.npy import ArrayError, decode_npy
+from voxray.data.formats.npy import ArrayError, decode_npy, read_header
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 NPY_SUFFIX = ".npy"
@@ -55,6 +55,19 @@ def read_cube_files(source: Path, dataset: str = CUBE) -> Iterator[RawRow | BadR
             "bands": None,
             "origin": name.as_posix(),
         }
+
+
+def npy_cube_size(row: RawRow, band_axis: int = 0) -> tuple[int, int]:
+    """Return height and width of an NPY cube in pixels, from its header. Raises BadRowError."""
+    try:
+        with open(row["path"], "rb") as file:
+            shape = list(read_header(file).shape)
+    except (ArrayError, OSError) as error:
+        raise BadRowError(f"'{row['path']}': {error}") from error
+    if len(shape) != 3:
+        raise BadRowError(f"'{row['path']}' has the shape {shape}; a cube has 3 axes")
+    del shape[band_axis]
+    return shape[0], shape[1]
 
 
 def load_npy_cube(row: RawRow, band_axis: int = 0) -> RawRow:

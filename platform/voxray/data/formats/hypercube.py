@@ -22,6 +22,7 @@ from voxray.core.schema import SPLITS
 from voxray.core.task import BadRow, BadRowError, RawRow
 from voxray.data.formats.cube_hdf5 import find_array, open_hdf5, to_float32
 from voxray.data.formats.rows import first_line, one_split_per_group
+from voxray.data.formats.scene_tiles import window
 
 CUBE = "/Cube/Images"
 WAVELENGTH = "Wavelength"
@@ -31,7 +32,7 @@ SPECTRALEYE_BANDS = (*range(0, 58, 2), 80)
 _COLUMNS = ("ID", "label", "hs_file", "rgb_file")
 _RGB_MODES = ("RGB", "RGBA", "L", "P")
 # Ultraviolet to long-wave infrared; wavelengths in µm or m fall outside.
-_MIN_NM, _MAX_NM = 100.0, 20_000.0
+MIN_NM, MAX_NM = 100.0, 20_000.0
 
 
 def read_hypercubes(
@@ -59,7 +60,8 @@ def read_hypercubes(
 def load_hypercube(row: RawRow) -> RawRow:
     """Return the row with cube float32 [bands, height, width], as stored, and wavelengths_nm float32 [bands].
 
-    The wavelengths are NaN where the file has none. Raises BadRowError, naming the file, when it is missing,
+    Of a row with top, left, height and width (a tile) only the part of it that lies in the cube is read. The
+    wavelengths are NaN where the file has none. Raises BadRowError, naming the file, when it is missing,
     cut short, damaged, keeps its data elsewhere, has no such dataset or band, or holds values that are not
     finite.
     """
@@ -74,8 +76,16 @@ def load_hypercube(row: RawRow) -> RawRow:
                     "bands (numbered from 0); choose others"
                 )
             wavelengths = wavelengths[list(bands)]
-        values = dataset[...] if bands is None else dataset[list(bands)]
+        chosen = slice(None) if bands is None else list(bands)
+        values = dataset[(chosen, *window(row))]
     return row | {"cube": to_float32(values, f"'{row['path']}'"), "wavelengths_nm": wavelengths}
+
+
+def hypercube_size(row: RawRow) -> tuple[int, int]:
+    """Return height and width of the row's cube in pixels. Raises BadRowError as `load_hypercube` does."""
+    with open_hdf5(row["path"]) as file:
+        _, height, width = find_array(file, row["dataset"], num_axes=3).shape
+    return int(height), int(width)
 
 
 def load_rgb(row: RawRow) -> RawRow:
@@ -111,7 +121,7 @@ def _read_wavelengths(file: h5py.File, dataset: str, num_bands: int) -> np.ndarr
             f"'{file.filename}': '{dataset}' has {num_bands} bands on its first axis, but '{name}' has "
             f"{len(values)} wavelengths; store the cube as [bands, height, width]"
         )
-    if not ((values >= _MIN_NM) & (values <= _MAX_NM)).all():
+    if not ((values >= MIN_NM) & (values <= MAX_NM)).all():
         raise BadRowError(
             f"'{file.filename}': '{name}' runs from {values.min():g} to {values.max():g}, which are no "
             "nanometres; store nm"

@@ -70,6 +70,15 @@ def read_mask(path: Path) -> np.ndarray:
     return mask
 
 
+def read_affine(path: Path) -> tuple[np.ndarray, int]:
+    """Return the affine [4, 4] from voxel indices to millimetres and the code of its coordinate system: the
+    sform's, else the qform's; 0 where the header sets neither, and the affine holds voxel sizes alone.
+    """
+    with _open(path) as (image, _):
+        codes = int(image.header["sform_code"]), int(image.header["qform_code"])
+        return np.asarray(image.affine, np.float64), codes[0] or codes[1]
+
+
 def read_masked(path: Path, mask_XYZ: np.ndarray) -> np.ndarray:
     """Return float32 [volumes, voxels]: the voxels where the mask is True, x slowest and z fastest.
 
@@ -108,7 +117,7 @@ def blocks(shape: tuple[int, int, int, int]) -> Iterator[tuple[int, int]]:
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, io.BufferedIOBase]]:
     """Open image and stream; what nibabel and zlib raise on damaged bytes becomes a VolumeError."""
-    nibabel = _nibabel()
+    nibabel = nibabel_module()
     try:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
             start = file.read(4)
@@ -123,7 +132,8 @@ def _open(path: Path) -> Iterator[tuple[Any, io.BufferedIOBase]]:
         raise VolumeError(f"cannot be read: {first_line(error)}; copy or download the file again") from error
 
 
-def _nibabel() -> Any:
+def nibabel_module() -> Any:
+    """Return nibabel. Raises InputError, with the extra that installs it, where it is not there."""
     try:
         return importlib.import_module("nibabel")
     except ImportError as error:

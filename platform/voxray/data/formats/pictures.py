@@ -5,6 +5,7 @@ Like CLIP's own preprocessing, the short side is resized (bicubic, antialiased) 
 
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from voxray.config.errors import InputError
 from voxray.core.task import BadRowError, RawRow
 from voxray.data.formats.folder import find_files
 from voxray.data.formats.npy import ArrayError, NpzArray
@@ -151,3 +153,19 @@ def decode_column(images: np.ndarray, side: int | None = None) -> np.ndarray:
         if pixels is not None:
             image_CHW[:] = square(pixels, side).transpose(2, 0, 1)
     return out_BCHW
+
+
+def stored_pictures(columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Return the dataset's own pictures, uint8 [H, W, 3]; empty where it stores none.
+
+    Raises InputError for one that cannot be decoded.
+    """
+    images = columns.get("image")
+    if images is None:
+        return []
+    if images.dtype == object:
+        try:
+            return [np.array(decode_rgb(content, "a picture of the dataset")) for content in images]
+        except BadRowError as error:
+            raise InputError(str(error)) from error
+    return [np.ascontiguousarray(image_CHW.transpose(1, 2, 0)) for image_CHW in images]

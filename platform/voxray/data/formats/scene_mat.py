@@ -7,7 +7,6 @@ SalinasA lies in Salinas, are different groups: keep one of them.
 """
 
 import os
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,15 +22,13 @@ from voxray.config.errors import InputError
 from voxray.core.task import BadRow, BadRowError, RawRow
 from voxray.data.formats.cube_hdf5 import MAX_ARRAY_BYTES, find_array, open_hdf5, to_float32
 from voxray.data.formats.rows import first_line
+from voxray.data.formats.scene_tiles import GROUND_TRUTH, as_classes, check_tile, pad, scene_base, tiles
 
-_GROUND_TRUTH = re.compile(r"(?i)_gt$")
-_VARIANT = re.compile(r"(?i)_corrected$")
 _HEADER_BYTES = 128
 _BYTE_ORDERS = {b"IM": "<", b"MI": ">"}
 _BYTES_OF = {"double": 8, "single": 4, "logical": 1} | {
     f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
-_MAX_CLASS = int(np.iinfo(np.int16).max)
 
 
 @dataclass(frozen=True)
@@ -55,22 +52,21 @@ def read_scenes(
 
     Raises InputError when there is no MAT file or `tile` is below 1.
     """
-    if tile is not None and tile < 1:
-        raise InputError(f"tile {tile} must be at least 1 pixel")
+    check_tile(tile)
     files = _mat_files(source)
-    truths = {_base(path): path for path in files if _GROUND_TRUTH.search(path.stem)}
+    truths = {scene_base(path): path for path in files if GROUND_TRUTH.search(path.stem)}
     used = set()
     for path in files:
-        if _GROUND_TRUTH.search(path.stem):
+        if GROUND_TRUTH.search(path.stem):
             continue
-        origin, base = path.relative_to(source).as_posix(), _base(path)
+        origin, base = path.relative_to(source).as_posix(), scene_base(path)
         used.add(base)
         try:
             row = _scene(source, path, variable, truths.get(base)) | {"scene": _name(source, base)}
         except BadRowError as error:
             yield BadRow(origin, str(error))
         else:
-            yield from _tiles(row | {"origin": origin}, tile)
+            yield from tiles(row | {"origin": origin}, tile)
     for base, path in truths.items():
         if base not in used:
             name = path.relative_to(source).as_posix()
@@ -90,14 +86,14 @@ def load_scene(row: RawRow) -> RawRow:
     """
     window = (row["top"], row["left"], row["height"], row["width"])
     crop = np.moveaxis(_read_window(row["path"], row["variable"], 3, window), -1, 0)
-    cube = _pad(to_float32(crop, f"'{row['path']}'"), row)
-    valid = _pad(np.ones(crop.shape[1:], dtype=bool), row)
+    cube = pad(to_float32(crop, f"'{row['path']}'"), row)
+    valid = pad(np.ones(crop.shape[1:], dtype=bool), row)
     labels = np.zeros(crop.shape[1:], dtype=np.int16)
     if row["labels_path"]:
-        labels = _classes(
+        labels = as_classes(
             row["labels_path"], _read_window(row["labels_path"], row["labels_variable"], 2, window)
         )
-    return row | {"cube": cube, "labels": _pad(labels, row), "valid": valid}
+    return row | {"cube": cube, "labels": pad(labels, row), "valid": valid}
 
 
 # --- what there is
@@ -116,11 +112,6 @@ def _mat_files(source: Path) -> list[Path]:
     if not found:
         raise InputError(f"'{source}' holds no file *.mat (linked folders are not searched); add the scenes")
     return sorted(found)
-
-
-def _base(path: Path) -> Path:
-    """Return the path that a scene, its corrected variant and its ground truth share."""
-    return path.with_name(_VARIANT.sub("", _GROUND_TRUTH.sub("", path.stem)))
 
 
 def _name(source: Path, base: Path) -> str:
@@ -165,23 +156,6 @@ def _choose(path: Path, arrays: Sequence[_Array], num_axes: int, wanted: str, re
         f"'{path}' has no {num_axes}-D numeric array {what}; it holds {held}; name the "
         "array, or move the file away"
     )
-
-
-def _tiles(row: RawRow, tile: int | None) -> Iterator[RawRow]:
-    if tile is None:
-        yield row
-        return
-    for top in range(0, row["height"], tile):
-        for left in range(0, row["width"], tile):
-            place = {"top": top, "left": left, "height": tile, "width": tile}
-            yield (
-                row
-                | place
-                | {
-                    "sample_id": f"{row['sample_id']}:{top}:{left}",
-                    "origin": f"{row['origin']} tile at row {top}, column {left}",
-                }
-            )
 
 
 def _list_arrays(source: Path, path: Path) -> list[_Array]:
@@ -303,24 +277,3 @@ def _read_window(path: str, name: str, num_axes: int, window: tuple[int, int, in
     except OSError as error:
         raise _damaged(path, error) from error
     return _load_v5(path, name, status.st_mtime_ns, status.st_size)[rows, cols]
-
-
-def _pad(values: np.ndarray, row: RawRow) -> np.ndarray:
-    """Return [..., height, width], filled up with 0 below and to the right."""
-    missing = [(0, 0)] * (values.ndim - 2) + [
-        (0, row["height"] - values.shape[-2]),
-        (0, row["width"] - values.shape[-1]),
-    ]
-    return np.pad(values, missing)
-
-
-def _classes(path: str, values: np.ndarray) -> np.ndarray:
-    """Return int16. MATLAB keeps class numbers as doubles where nobody asked for another type."""
-    with np.errstate(invalid="ignore"):
-        classes = values.astype(np.int16)
-    if not (np.array_equal(classes, values) and (values >= 0).all() and (values <= _MAX_CLASS).all()):
-        raise BadRowError(
-            f"ground truth '{path}' holds values that are no classes; write whole numbers from 0 "
-            f"(unlabelled) to {_MAX_CLASS}"
-        )
-    return classes
