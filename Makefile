@@ -9,9 +9,13 @@ BEST := demo/runs/cxr_memory/quick_best
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test chaos bench docs lint
+# `make push IMAGE=registry.example/lab/voxray:1`; TARGET is cuda or cpu.
+IMAGE ?= voxray
+TARGET ?= cuda
+
+.PHONY: help setup demo test chaos bench docs lint image push
 help:
-	@echo "make demo | test | chaos | bench | docs | lint | setup"
+	@echo "make demo | test | chaos | bench | docs | lint | setup | image | push IMAGE=… | environment.yaml"
 
 setup: $(LOCKED)
 
@@ -49,3 +53,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+image:
+	docker build --target $(TARGET) --tag $(IMAGE) .
+
+push: image
+	docker push $(IMAGE)
+
+# The lock for conda: Python from conda-forge, the rest by pip at the same versions.
+environment.yaml: requirements.lock
+	printf '# Made from requirements.lock by `make environment.yaml`: conda env create --file environment.yaml\nname: voxray\nchannels: [conda-forge]\ndependencies:\n  - python=3.11\n  - pip\n  - pip:\n' > $@
+	sed -n 's/^\([A-Za-z0-9].*\)$$/      - \1/p' requirements.lock >> $@

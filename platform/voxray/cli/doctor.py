@@ -1,4 +1,4 @@
-"""`voxray doctor`: what is wrong with this machine, and the fix."""
+"""`voxray doctor`: what is wrong with this machine or cluster, and the fix."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -13,12 +13,15 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False) -> None:
-    """Check this machine; exit 1 when something needs mending."""
-    from voxray.cluster.doctor import findings
+def doctor(
+    storage: Annotated[str, typer.Option(help="storage.path to look at: a folder or a URL")] = "runs",
+    json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+) -> None:
+    """Check this machine and the cluster that it would use; exit 1 when something needs mending."""
+    from voxray.cluster.doctor import all_checks, findings
 
-    found = findings()
-    rows = [{**asdict(f), "ok": "yes" if f.ok else "NO", "mend": "" if f.ok else f.mend} for f in found]
-    print_table(rows, as_json=json)
+    found = findings(all_checks(storage))
+    rows = [{**asdict(f), "mend": "" if f.ok else f.mend} for f in found]
+    print_table(rows if json else [{**row, "ok": "yes" if row["ok"] else "NO"} for row in rows], as_json=json)
     if not all(f.ok for f in found):
         raise typer.Exit(1)

@@ -6,15 +6,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from voxray.cli.arguments import EXTRA_ARGUMENTS, overrides_from
 from voxray.cli.output import print_notes, print_table
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("evaluate")(evaluate)
+    app.command("evaluate", context_settings=EXTRA_ARGUMENTS)(evaluate)
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="a run, RUN/best, RUN/last, a checkpoint or an export")],
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="which rows")] = "val",
     floor: Annotated[
@@ -29,11 +31,14 @@ def evaluate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
-    """Print RUN's metrics on a split with 95 % intervals by group, and write them into RUN."""
+    """Print RUN's metrics on a split with 95 % intervals by group, and write them into RUN.
+
+    [key=value …] are of sections that training does not read, e.g. decoding.num_beams=5.
+    """
     from voxray.train.trained.evaluate_run import evaluate_run, results_folder
     from voxray.train.trained.load import load
 
-    trained = load(run)
+    trained = load(run, overrides=overrides_from(context.args))
     result = evaluate_run(trained, split, floor, data, out)
     if json:
         print_table(result["table"], as_json=True)
@@ -41,7 +46,10 @@ def evaluate(
         print_evaluation(result, run)
     if out is None and results_folder(trained, data) is None:
         print_notes(
-            ["nothing was written: RUN keeps its best's evaluation on its own dataset; add --out FOLDER"]
+            [
+                "nothing was written: RUN keeps its best's evaluation on its own dataset with its own "
+                "values; add --out FOLDER"
+            ]
         )
 
 

@@ -10,7 +10,22 @@ from typing import Annotated
 import typer
 
 from voxray import __version__
-from voxray.cli import ablate, compare, data, doctor, evaluate, export, ls, predict, report, show, train, tune
+from voxray.cli import (
+    ablate,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    launch,
+    ls,
+    predict,
+    report,
+    show,
+    submit,
+    train,
+    tune,
+)
 from voxray.config.errors import VoxrayError
 
 app = typer.Typer(
@@ -38,7 +53,22 @@ def _root(
     pass
 
 
-for noun in (data, train, evaluate, predict, export, tune, ablate, report, compare, show, ls, doctor):
+for noun in (
+    data,
+    train,
+    evaluate,
+    predict,
+    export,
+    tune,
+    ablate,
+    report,
+    compare,
+    show,
+    ls,
+    doctor,
+    launch,
+    submit,
+):
     noun.register(app)
 
 

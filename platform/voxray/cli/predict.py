@@ -33,20 +33,21 @@ def predict(
         bool,
         typer.Option(
             "--images",
-            help="draw the task's figures into OUT.html beside it, or make pictures into OUT_images by "
-            "[generation.key=value …]",
+            help="draw the task's figures into OUT.html beside it, or make pictures into OUT_images",
         ),
     ] = False,
 ) -> None:
-    """Write RUN's predictions for all rows of a split into OUT: sample_id, group_id, the task's columns."""
+    """Write RUN's predictions for all rows of a split into OUT: sample_id, group_id, the task's columns.
+    [key=value …] are of sections that training does not read: decoding.num_beams=5, generation.num_images=4.
+    """
     from voxray.train.trained.output import refuse_existing
 
     overrides = overrides_from(context.args)
     refuse_existing(out)
     if images:
         _refuse_images(out)
-    elif overrides:
-        raise InputError(f"{overrides[0]} says how pictures are made; add --images")
+    elif of_pictures := [word for word in overrides if word.startswith("generation.")]:
+        raise InputError(f"{of_pictures[0]} says how pictures are made; add --images")
     from voxray.train.trained.load import load
     from voxray.train.trained.predictions import predict as predict_rows
 

@@ -78,11 +78,14 @@ def train(
 def _train(resolved: "Resolved[Any]", resume: Literal["auto", "never", "must"]) -> None:
     from rich.console import Console
 
-    from voxray.cluster.connect import connect
+    from voxray.cluster.connect import connect, joins_a_cluster
+    from voxray.cluster.prometheus import Prometheus
     from voxray.train.launch import launch
 
+    # A private cluster has nobody who would ask for its metrics.
+    also = [Prometheus()] if joins_a_cluster() else []
     with connect():
-        run = launch(resolved, resume, Console())
+        run = launch(resolved, resume, Console(), also)
     evaluated = _write_results(run, resolved.config)
     print(f"run: {run.path}")
     print(f"next: voxray {'report' if evaluated else 'evaluate'} {run.path}")

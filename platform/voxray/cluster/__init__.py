@@ -1,1 +1,1 @@
-"""The machine and the cluster: the one place that connects to Ray, and the doctor."""
+"""The machine and the cluster: the one place that connects to Ray, the doctor, jobs."""

@@ -1,0 +1,1 @@
+"""The doctor's checks: a function per thing that may be wrong."""
