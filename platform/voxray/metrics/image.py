@@ -18,9 +18,12 @@ def psnr(mse: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
     return 10 * torch.log10(data_range**2 / mse.clamp(min=tiny))
 
 
-def ssim(one_BCHW: torch.Tensor, other_BCHW: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
+def ssim(
+    one_BCHW: torch.Tensor, other_BCHW: torch.Tensor, data_range: float = 1.0, inside: bool = False
+) -> torch.Tensor:
     """Return structural similarity per image and band [B, C]: the mean over all pixels, images continued by
-    their mirror images as torchmetrics does; NaN for images too small for that.
+    their mirror images as torchmetrics does; NaN for images too small for that. `inside`: over the pixels
+    whose windows lie inside the image, as scikit-image does.
     """
     batch, bands, height, width = one_BCHW.shape
     if min(height, width) <= WINDOW // 2:
@@ -34,6 +37,9 @@ def ssim(one_BCHW: torch.Tensor, other_BCHW: torch.Tensor, data_range: float = 1
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     like = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     like = like / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    if inside:
+        edge = WINDOW // 2
+        like = like[..., edge : height - edge, edge : width - edge]
     return like.flatten(1).mean(1).reshape(batch, bands)
 
 

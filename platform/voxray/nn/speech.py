@@ -131,8 +131,8 @@ def tower_tokens(tower: Any, mel_BMN: torch.Tensor, num_frames_B: torch.Tensor) 
     return tower(mel_BMN, attention_mask=mask_B1NN).last_hidden_state
 
 
-def tiny_tower_parts(seed: int = 0) -> tuple[Any, Any]:
-    """Return a tower of 48 numbers with random weights, and its features of 8 s of speech."""
+def tiny_tower_parts(seed: int = 0, seconds: int = 8) -> tuple[Any, Any]:
+    """Return a tower of 48 numbers with random weights, and its features of `seconds` of speech."""
     from transformers import Qwen2AudioEncoderConfig, WhisperFeatureExtractor
     from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 
@@ -142,12 +142,12 @@ def tiny_tower_parts(seed: int = 0) -> tuple[Any, Any]:
         encoder_attention_heads=4,
         encoder_ffn_dim=96,
         d_model=48,
-        max_source_positions=400,
+        max_source_positions=50 * seconds,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tower = Qwen2AudioEncoder(config)
-    return tower, WhisperFeatureExtractor(feature_size=32, chunk_length=8)
+    return tower, WhisperFeatureExtractor(feature_size=32, chunk_length=seconds)
 
 
 def _vits(model_id: str, revision: str) -> tuple[Any, Any]:

@@ -76,9 +76,9 @@ def load_speech_llm(source: str, revision: str, dtype: str, embedding_dim: int |
     return _without_tower(network, load_tokenizer(source, revision))
 
 
-def tiny_network(embedding_dim: int | None = None, seed: int = 0) -> Any:
-    """Return the whole model with random weights, its tower that of `speech.tiny_tower_parts`; the projector
-    takes embeddings of `embedding_dim`, by default the tower's.
+def tiny_network(embedding_dim: int | None = None, seed: int = 0, seconds: int = 8) -> Any:
+    """Return the whole model with random weights, its tower `speech.tiny_tower_parts` for `seconds` of
+    speech; the projector takes embeddings of `embedding_dim`, by default the tower's.
     """
     from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
@@ -97,7 +97,7 @@ def tiny_network(embedding_dim: int | None = None, seed: int = 0) -> Any:
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
-    tower, _ = tiny_tower_parts(seed)
+    tower, _ = tiny_tower_parts(seed, seconds)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = Qwen2AudioConfig(audio_config=tower.config.to_dict(), text_config=text)

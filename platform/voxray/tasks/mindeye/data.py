@@ -23,15 +23,19 @@ from voxray.data.formats.pictures import decode_column
 from voxray.tasks.mindeye import synth
 from voxray.tasks.mindeye.config import Config
 
+HIDDEN = "hidden"  # the target of several tokens: CLIP's last layer before its projection
+
 # Shape letters: B batch, R repeats, V voxels, D target width, H height, W width.
 
 
 @dataclass(frozen=True)
 class MindEyeBatch(Batch):
-    """Voxels [B, R, V] of all repeats (their average: [B, V]), pictures uint8 [B, 3, H, W] where stored.
+    """Voxels [B, R, V] of all repeats, pictures uint8 [B, 3, H, W] where stored. `voxels_BV` is what a model
+    sees: the repeats' mean, of an augmented batch one repeat of each row.
 
     targets {final: [B, D], …} are as the raw files have them, not normalised; num_unique [B] says how many of
-    the repeats are different trials, nsd_id [B] which of NSD's 73,000 pictures was seen.
+    the repeats are different trials, nsd_id [B] which of NSD's 73,000 pictures was seen. An augmented
+    batch has the `key` of its noise, and each row's share of its own voxels where voxels are mixed.
     """
 
     voxels_BRV: torch.Tensor
@@ -40,6 +44,9 @@ class MindEyeBatch(Batch):
     targets: dict[str, torch.Tensor]
     image_BCHW: torch.Tensor | None
     subject: list[str]
+    voxels_BV: torch.Tensor
+    mixco_share_B: torch.Tensor | None = None
+    key: int = 0
 
 
 class MindEyeData(TaskData):
@@ -73,6 +80,10 @@ class MindEyeData(TaskData):
             columns["image"] = Column(BYTES, unit="JPEG or PNG, RGB")
         elif self.config.data.prepare.images == "pixels":
             columns["image"] = Column("uint8", (3, None, None), unit="RGB 0-255")
+        if self.config.data.prepare.format != "raw":
+            for name in self.config.data.prepare.targets:
+                shape = (None, None) if name == HIDDEN else (None,)
+                columns[PREFIX + name] = Column("float32", shape)
         return Schema(columns | self._target_columns, group="stimulus_id")
 
     def read_raw(self, source: Path) -> Iterator[RawRow | BadRow]:
@@ -105,11 +116,11 @@ class MindEyeData(TaskData):
         return [MapStage("load", partial(_load, images=self.config.data.prepare.images))]
 
     def read_stages(self) -> list[ReadStage]:
-        """Decode pictures that are stored encoded, to `data.image_size`."""
-        image = self.dataset_schema.columns.get("image")
-        if image is None or image.dtype != BYTES:
+        """Decode pictures that are stored encoded, to `data.image_size`, where that is given."""
+        image, side = self.dataset_schema.columns.get("image"), self.config.data.image_size
+        if image is None or image.dtype != BYTES or side is None:
             return []
-        return [ReadStage("decode", partial(decode_images, side=self.config.data.image_size))]
+        return [ReadStage("decode", partial(decode_images, side=side))]
 
     def synth(self, out: Path, size: str, seed: int) -> SynthReport:
         """Write a synthetic subject in MindEye's tars."""
@@ -118,17 +129,18 @@ class MindEyeData(TaskData):
     def collate(self, columns: Columns) -> MindEyeBatch:
         """Turn columns [B, …] into tensors that own their memory."""
         names = [name for name in columns if name.startswith(PREFIX)]
-        image = columns.get("image")
+        image, voxels_BRV = columns.get("image"), as_tensor(columns["voxels"])
         return MindEyeBatch(
             sample_id=columns["sample_id"].tolist(),
             group_id=columns["stimulus_id"].tolist(),
             valid_B=as_tensor(columns["valid"], dtype=torch.bool),
             position_B=as_tensor(columns["position"]),
-            voxels_BRV=as_tensor(columns["voxels"]),
+            voxels_BRV=voxels_BRV,
+            voxels_BV=voxels_BRV.mean(1),
             num_unique_B=as_tensor(columns["num_unique"], dtype=torch.int64),
             nsd_id_B=as_tensor(columns["nsd_id"], dtype=torch.int64),
             targets={name.removeprefix(PREFIX): as_tensor(columns[name]) for name in names},
-            image_BCHW=None if image is None else as_tensor(image),
+            image_BCHW=None if image is None or image.dtype == object else as_tensor(image),
             subject=columns["subject"].tolist(),
         )
 

@@ -1,0 +1,152 @@
+"""Reconstructions: what the prior makes of the brain's embedding, as pictures by a diffusers pipeline.
+
+Shapes: R rows that get pictures, K pictures of each, E numbers of an embedding, H height, W width.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from voxray.config.errors import InputError, RunError
+from voxray.core.pictures import Picture, PicturedRow, Pictures, Take, chosen_rows
+from voxray.core.randomness import key
+from voxray.data.formats.clip_targets import PREFIX
+from voxray.data.formats.pictures import stored_pictures
+from voxray.metrics.reconstruction import grey_ssim, pixel_correlation
+from voxray.nn.generation import Generator, PipelineFacts, read_pipeline
+from voxray.nn.made_pictures import clip_scores, embedding_norm, norm_of_targets
+from voxray.tasks.mindeye.config import Config, MindEyeGenerationConfig
+
+SAMPLES = "prior_samples"  # the column [N, K, E] of predictions that pictures are made of
+
+
+class ReconstructionMaker:
+    """Makes pictures of what was seen from the prior's samples, or without a prior from brain embeddings.
+
+    Of several pictures of a row the one is kept that is nearest to the brain's embedding by the pipeline's
+    image encoder. `statistics` are those of the dataset's columns, as far as they are known.
+    """
+
+    def __init__(
+        self, config: Config, embedding_dim: int, statistics: Mapping[str, Any], device: torch.device
+    ) -> None:
+        """Read the pipeline's small files. Raises InputError where it does not take such embeddings."""
+        self._config, self._device = config.generation, device
+        target = config.model.target
+        self._target_norm = norm_of_targets(statistics.get(PREFIX + target, {}), embedding_dim)
+        self._facts = _facts(config.generation)
+        wanted = self._facts.embedding_dim
+        if wanted != embedding_dim:
+            raise InputError(
+                f"generation.pipeline: '{self._facts.location}' takes embeddings of {wanted:,} numbers, and "
+                f"'{target}' has {embedding_dim:,}; name another pipeline, or train on a target of {wanted:,}"
+            )
+
+    def __call__(self, predictions: Mapping[str, Any], take: Take | None) -> Pictures:
+        """Return the pictures of the first rows, beside those that were seen where the dataset stores them.
+
+        Raises InputError where the pipeline cannot be loaded or run, RunError where the GPU's memory ends.
+        """
+        config = self._config
+        chosen = chosen_rows(predictions["sample_id"], predictions["stimulus_id"], config.num_rows)
+        ids = [predictions["sample_id"][row] for row in chosen]
+        brain_RE = predictions["embedding"][chosen].float()
+        try:
+            generator = Generator(self._facts, self._device)
+            notes, embedding_RKE = self._embeddings(predictions, chosen, generator)
+            made = [
+                self._kept(generator, embedding_RKE[place], brain_RE[place], name)
+                for place, name in enumerate(ids)
+            ]
+        except ValueError as error:
+            raise InputError(f"generation.pipeline: {error}") from error
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                "the GPU's memory does not hold the pipeline and its pictures; make them fewer or smaller "
+                "with generation.num_images or generation.size"
+            ) from error
+        truths = stored_pictures(take(ids) if take is not None else {})
+        notes += _scores(generator, made, truths)
+        rows = [
+            PicturedRow(
+                name,
+                str(predictions["stimulus_id"][row]),
+                tuple(Picture(pixels) for pixels in made[place]),
+                Picture(truths[place]) if truths else None,
+            )
+            for place, (row, name) in enumerate(zip(chosen, ids, strict=True))
+        ]
+        return Pictures(tuple(rows), tuple(notes))
+
+    def _embeddings(
+        self, predictions: Mapping[str, Any], chosen: Sequence[int], generator: Generator
+    ) -> tuple[list[str], torch.Tensor]:
+        """Return what to tell, and the embeddings [R, K, E] that become pictures."""
+        config, num = self._config, self._config.num_images
+        samples = predictions.get(SAMPLES)
+        if samples is not None:
+            samples_RKE = samples[list(chosen)].float()
+            if config.embedding_norm is not None:
+                samples_RKE = config.embedding_norm * F.normalize(samples_RKE, dim=-1)
+            return [f"pictures are made of {num} samples of the prior per row"], samples_RKE
+        norm, whence = embedding_norm(config.embedding_norm, self._target_norm, generator)
+        brain_RE = norm * F.normalize(predictions["embedding"][list(chosen)].float(), dim=-1)
+        told = f"there is no prior: brain embeddings were given the norm {norm:.4g} ({whence})"
+        return [told], brain_RE[:, None].repeat(1, num, 1)
+
+    def _kept(
+        self, generator: Generator, embedding_KE: torch.Tensor, brain_E: torch.Tensor, name: str
+    ) -> np.ndarray:
+        """Return one row's pictures, uint8 [K, H, W, 3], or of several the best [1, H, W, 3]; each has a seed
+        that row and number give.
+        """
+        config = self._config
+        made_KHW3 = np.concatenate(
+            [
+                generator.generate(
+                    embedding_E, [key(config.seed, name, k)], config.steps, config.guidance, config.size
+                )
+                for k, embedding_E in enumerate(embedding_KE)
+            ]
+        )
+        found_KE = generator.embed(list(made_KHW3)) if config.keep_best and len(made_KHW3) > 1 else None
+        if found_KE is None:
+            return made_KHW3
+        best = int(F.cosine_similarity(found_KE, brain_E[None].to(found_KE), dim=-1).argmax())
+        return made_KHW3[best : best + 1]
+
+
+def _facts(config: MindEyeGenerationConfig) -> PipelineFacts:
+    if not config.pipeline:
+        raise InputError(
+            "generation.pipeline names no pipeline; add generation.pipeline=FOLDER or a hub's id, e.g. "
+            "lambdalabs/sd-image-variations-diffusers generation.revision=v2.0"
+        )
+    try:
+        return read_pipeline(config.pipeline, config.revision, config.kind)
+    except ValueError as error:
+        raise InputError(f"generation.pipeline: {error}") from error
+
+
+def _scores(generator: Generator, made: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> list[str]:
+    """Return how like the pictures that were seen the first reconstruction of each row is, in words."""
+    if not truths:
+        return ["the dataset stores no pictures (data.prepare.images), so none stand beside these"]
+    pairs = [(_tensor(pictures[0]), _tensor(truth)) for pictures, truth in zip(made, truths, strict=True)]
+    pixcorr = float(torch.cat([pixel_correlation(*pair) for pair in pairs]).nanmean())
+    ssim = float(torch.cat([grey_ssim(*pair) for pair in pairs]).mean())
+    told = [f"PixCorr {pixcorr:.3f}, SSIM {ssim:.3f} over {len(pairs)} rows"]
+    scores_RKR = clip_scores(generator, [pictures[:1] for pictures in made], truths)
+    if scores_RKR is not None and len(pairs) > 1:
+        score_RR = scores_RKR[:, 0]
+        two_way = (score_RR.diagonal()[:, None] > score_RR).float().sum() / (len(pairs) * (len(pairs) - 1))
+        told.append(f"CLIP two-way identification {float(two_way):.3f} by the pipeline's image encoder")
+    return told
+
+
+def _tensor(pixels_HWC: np.ndarray) -> torch.Tensor:
+    """Return float32 [1, 3, H, W] from 0 to 1."""
+    return torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1)[None].float() / 255
