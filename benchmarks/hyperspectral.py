@@ -6,7 +6,8 @@ Run: python benchmarks/hyperspectral.py [--quick] [--json FILE] [--cases step,re
 * `step`: one update (forward, backward, AdamW) of random cubes per model, each in a process of its own; the
   median of the rounds after two that are not counted. On a GPU in bf16, and with the share of the dense bf16
   peak (MFU): analytic FLOPs of matrix multiplications, three times the forward pass, over the seconds.
-  Recomputed activations are not counted as work. Memory is the GPU's peak, or what the process has at most.
+  Recomputed activations are not counted as work. Memory is the GPU's peak, or what the process has at most,
+  beside the GPU memory that the guide's table recommends (it has none for base).
 * `read`: cubes per second from our shards, as a training run reads them, beside a DataLoader over one HDF5
   file per cube with as many worker processes, which stay, as ours has threads; both in turn,
   on the same cubes, the page cache warm. Each batch's values are added up, so that all of them are there.
@@ -43,7 +44,8 @@ GRID = TokenGrid(6, 20, 20, 5, 25)
 WARM_UP = 2
 NUM_CUBES, QUICK_CUBES = 64, 12
 READ_BATCH, THREADS = 4, 2
-# Dense bf16 TFLOP/s, from NVIDIA's data sheets (half of the figures with sparsity).
+GUIDE_MB = {"mae_tiny": 8e3, "mae_small": 8e3, "mae_medium": 16e3, "mae_large": 24e3, "mae_huge": 24e3}
+# Dense bf16 FLOP/s, from NVIDIA's data sheets (half of the figures with sparsity).
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
@@ -120,17 +122,33 @@ def steps(models: list[str], batch_size: int, rounds: int, compiled: bool) -> li
             print(f"  {name:12} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
             continue
         found = json.loads(done.stdout.splitlines()[-1])
+        guide = f"{GUIDE_MB[name]:6.0f} MB" if name in GUIDE_MB else "none"
         mfu = f"   MFU {found['mfu']:.3f}" if "mfu" in found else ""
-        print(f"  {name:12} {found['seconds']:8.3f} s   peak {found['peak_mb']:8.0f} MB{mfu}", flush=True)
-        for key, unit, better in (
-            ("seconds", "s", "lower"),
-            ("peak_mb", "MB", "lower"),
-            ("mfu", "share", "higher"),
-        ):
-            if key in found:
-                case = f"{name}, batch {batch_size}, {key}{', compiled' if compiled else ''}"
-                record = {"benchmark": "hyperspectral", "case": case, "ours": found[key], "peer": None}
-                records.append({**record, "unit": unit, "ratio": None, "better": better})
+        peak = f"peak {found['peak_mb']:8.0f} MB, guide {guide}"
+        print(f"  {name:12} {found['seconds']:8.3f} s   {peak}{mfu}", flush=True)
+        case = f"{name}, batch {batch_size}{', compiled' if compiled else ''}"
+        records += step_records(name, case, found)
+    return records
+
+
+def step_records(name: str, case: str, found: dict[str, float]) -> list[dict[str, Any]]:
+    """Return a record per number of one model; the peak's peer is the guide's recommendation."""
+    records: list[dict[str, Any]] = []
+    for key, unit, better in (
+        ("seconds", "s", "lower"),
+        ("peak_mb", "MB", "lower"),
+        ("mfu", "share", "higher"),
+    ):
+        if key in found:
+            peer = GUIDE_MB.get(name) if key == "peak_mb" else None
+            record = {
+                "benchmark": "hyperspectral",
+                "case": f"{case}, {key}",
+                "ours": found[key],
+                "peer": peer,
+            }
+            ratio = None if peer is None else found[key] / peer
+            records.append({**record, "unit": unit, "ratio": ratio, "better": better})
     return records
 
 

@@ -22,16 +22,14 @@ SMALL = {
 }
 
 
-def cube_rows(num_rows: int, seed: int) -> dict[str, np.ndarray]:
+def cube_rows(num_rows: int, seed: int, side: int = SIDE, bands: int = NUM_BANDS) -> dict[str, np.ndarray]:
     """Return columns whose spectra are those of three classes in blocks of pixels, and noise."""
     rng, world = np.random.default_rng(seed), np.random.default_rng(0)
-    endmembers = world.uniform(0.1, 0.9, (NUM_CLASSES, NUM_BANDS))
-    coarse = rng.integers(0, NUM_CLASSES, (num_rows, SIDE // 4, SIDE // 4))
+    endmembers = world.uniform(0.1, 0.9, (NUM_CLASSES, bands))
+    coarse = rng.integers(0, NUM_CLASSES, (num_rows, side // 4, side // 4))
     classes = coarse.repeat(4, 1).repeat(4, 2)
-    cube = np.moveaxis(endmembers[classes], -1, 1) + 0.02 * rng.standard_normal(
-        (num_rows, NUM_BANDS, SIDE, SIDE)
-    )
-    measured = np.ones((num_rows, SIDE, SIDE), np.uint8)
+    cube = np.moveaxis(endmembers[classes], -1, 1) + 0.02 * rng.standard_normal((num_rows, bands, side, side))
+    measured = np.ones((num_rows, side, side), np.uint8)
     measured[:, :, :2] = 0
     known = np.where(rng.random(classes.shape) < 0.5, classes + 1, 0)
     names = np.array([f"{seed}_{i:05d}" for i in range(num_rows)], dtype=object)
@@ -43,7 +41,7 @@ def cube_rows(num_rows: int, seed: int) -> dict[str, np.ndarray]:
         "patient_id": names,
         "label": np.array(LABELS, dtype=object)[labels],
         "cube": cube.astype(np.float32),
-        "wavelengths_nm": np.tile(np.linspace(450, 700, NUM_BANDS, dtype=np.float32), (num_rows, 1)),
+        "wavelengths_nm": np.tile(np.linspace(450, 700, bands, dtype=np.float32), (num_rows, 1)),
         "measured": measured,
         "classes": known.astype(np.int16),
         "rgb": np.array([b""] * num_rows, dtype=object),

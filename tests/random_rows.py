@@ -22,6 +22,7 @@ OFFLINE = {
         f"data.prepare.bands={list(range(15))}",
         "model.num_classes=256",
     ],
+    "mindeye": ["data.prepare.format=parquet", "data.prepare.targets=[final, hidden]"],
     "brain_text": ["data.prepare.audio={tts: tones, tower: tiny}", "model.llm.source=tiny"],
 }
 SESSIONS = ("session0", "session1")  # in every split

@@ -1,10 +1,12 @@
 """A trained run on a real scene beside what needs no network, on one split, with 95 % intervals by block.
 
-Run: python benchmarks/of_runs/hyperspectral_scenes.py RUN [--split val|test] [--components K] [--json FILE].
+Run: python benchmarks/of_runs/hyperspectral_scenes.py RUN [--split val|test] [--components K] [--beside RUN]
+[--json FILE].
 
-Of a reconstruction: the mean spectrum, and K principal components of the training spectra (default: as many
-as a token's features). Of a probe or a fine-tuned encoder: logistic regression and an SVM (RBF) on raw
-spectra. The difference to each floor is resampled with the same blocks on both sides.
+Of a reconstruction: the mean spectrum, K principal components of the training spectra (default: as many as a
+token's features), and with --beside another run, e.g. of `spectral_autoencoder`. Of a probe or a fine-tuned
+encoder: logistic regression and an SVM (RBF) on raw spectra. The difference to each is resampled with the
+same blocks on both sides.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 import voxray
+from voxray.config.errors import InputError
 from voxray.data.source import batch_rules
 from voxray.tasks.hyperspectral import heads, scores
 from voxray.tasks.hyperspectral.floor import spectra_of
@@ -58,6 +61,28 @@ def floors(task: Hyperspectral, train: Columns, held_out: Columns, components: i
     return found
 
 
+def evaluated(run: str, split: str) -> tuple[Any, list[str], np.ndarray]:
+    """Return a run, and its rows' groups and numbers [N, F] on a split, by sample id."""
+    trained = voxray.load(run, "cpu")
+    merged = evaluate_split(
+        trained.task, trained.model, trained.rows(split), split, trained.stage, trained.device
+    )
+    assert isinstance(trained.task, Hyperspectral)
+    assert merged.rows is not None
+    return trained, merged.rows.group_id, merged.rows.columns["numbers"]
+
+
+def beside(run: str, split: str, task: Hyperspectral) -> np.ndarray:
+    """Return another run's numbers. Raises InputError where it is not scored on the same voxels."""
+    other, _, numbers_NF = evaluated(run, split)
+    keys = ("patch_size", "mask_ratio", "mask_strategy", "head")
+    for key in keys:
+        own, theirs = getattr(task.config.model, key), getattr(other.task.config.model, key)
+        if own != theirs:
+            raise InputError(f"--beside {run}: model.{key} is {theirs}, not {own}; give both runs the same")
+    return numbers_NF
+
+
 def main() -> None:
     """Compare."""
     parser = argparse.ArgumentParser(
@@ -66,22 +91,16 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--split", default="test", choices=("val", "test"))
     parser.add_argument("--components", type=int)
+    parser.add_argument("--beside", help="another run, scored on the same voxels")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    trained = voxray.load(options.run, "cpu")
+    trained, group_id, numbers = evaluated(options.run, options.split)
     task = trained.task
-    assert isinstance(task, Hyperspectral)
     rules = batch_rules(task.config.data, training=False)
-    source = trained.rows(options.split)
-    merged = evaluate_split(task, trained.model, source, options.split, trained.stage, trained.device)
-    train, held_out = (
-        trained.rows("train").read_split("train", rules),
-        source.read_split(options.split, rules),
-    )
+    train, held_out = (trained.rows(name).read_split(name, rules) for name in ("train", options.split))
     order = np.argsort(held_out["sample_id"].astype(str), kind="stable")
-    assert merged.rows is not None
     names = METRICS[task.config.model.head]
-    weights_RN = scores.resampled(merged.rows.group_id, seed=0)
+    weights_RN = scores.resampled(group_id, seed=0)
 
     def metrics(numbers_NF: np.ndarray, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         found = torch.from_numpy(numbers_NF)
@@ -91,16 +110,20 @@ def main() -> None:
         return scores.reconstruction_summary(scores.unpacked(found, widths), weights)
 
     once = scores.one_weight(len(order))
-    ours, ours_R = (metrics(merged.rows.columns["numbers"], weights) for weights in (once, weights_RN))
+    ours, ours_R = (metrics(numbers, weights) for weights in (once, weights_RN))
     records: list[dict[str, Any]] = []
-    for floor_name, numbers_NF in floors(task, train, held_out, options.components).items():
-        theirs, theirs_R = (metrics(numbers_NF[order], weights) for weights in (once, weights_RN))
+    found = floors(task, train, held_out, options.components)
+    peers = {name: numbers_NF[order] for name, numbers_NF in found.items()}
+    if options.beside:
+        peers[Path(options.beside).name] = beside(options.beside, options.split, task)
+    for floor_name, numbers_NF in peers.items():
+        theirs, theirs_R = (metrics(numbers_NF, weights) for weights in (once, weights_RN))
         for name in names:
             own, other = float(ours[name][0]), float(theirs[name][0])
             low, high = scores.interval_of(ours_R[name] - theirs_R[name])[0]
             print(
-                f"{name:17} ours {own:8.4f}   {floor_name} {other:8.4f}   difference {own - other:+.4f} "
-                f"[{low:+.4f}, {high:+.4f}]"
+                f"{name:17} ours {own:9.4g}   {floor_name} {other:9.4g}   difference {own - other:+.3g} "
+                f"[{low:+.3g}, {high:+.3g}]"
             )
             records.append(
                 {

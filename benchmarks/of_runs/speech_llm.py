@@ -1,21 +1,23 @@
 """A tiny Qwen2-Audio that reads speech, for synthetic recordings: tower, projector and language model.
 
-    python benchmarks/of_runs/speech_llm.py OUT --size small --seed 0 --steps 3000
+    python benchmarks/of_runs/speech_llm.py OUT --size small --seed 0
 
 It learns, on a CPU, to write sentences of the synthetic lexicon (`tasks/brain_text/speech.py`) from what a
 synthesizer makes of them, and is saved as transformers saves a model. Then it is frozen:
 
     voxray train brain_text/planted_audio_llm data.prepare.audio.tower=OUT model.llm.source=OUT
 
-The sentences are drawn by another seed than those of the recordings; a text-prior-only control is how well
-the same model writes with the speech left out, which is printed too.
+The sentences are drawn by another seed than those of the recordings. A share of them is read without speech,
+so that what the model writes after the prompt alone is its own best guess: the text prior that a control asks
+for (`decoding.control=no_brain`). At the end it prints its error rate from speech, from the prompt alone, and
+from the speech of another sentence.
 """
 
 import argparse
+import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,82 +26,117 @@ from voxray.nn.speech import SAMPLING_RATE, num_tokens, tiny_tower_parts, tones,
 from voxray.nn.speech_llm import end_token, tiny_network, tiny_tokenizer
 from voxray.tasks.brain_text import scores
 from voxray.tasks.brain_text.speech import Lexicon
-from voxray.tasks.brain_text.synth import SYNTH_SIZES, sentence_text
+from voxray.tasks.brain_text.synth import SYNTH_SIZES, SynthSize, sentence_text
 
-# Shapes: B sentences, M mel bands, N frames, A audio tokens, E the language model's width, L text tokens.
+# Shapes: B sentences, M mel bands, N frames, A audio tokens, E the language model's width, S a row's places.
 PROMPT = "Transcript: "
 NOISE = 0.02  # of the waveform, so that the tower does not lean on silence
-NUM_TESTED = 100
+UNHEARD = 0.1  # share of sentences read without speech
+LEARNING_RATE = 3e-3
+HEARD_AT_ONCE = 64
 
 
 class Sentences:
     """Sentences as the synthetic recordings have them, by a generator of their own."""
 
-    def __init__(self, size: str, seed: int) -> None:
-        self._spec = SYNTH_SIZES[size]
-        self._lexicon = Lexicon(self._spec.num_words)
+    def __init__(self, size: SynthSize, seed: int) -> None:
+        self._size, self._lexicon = size, Lexicon(size.num_words)
         self._rng = np.random.default_rng([seed, 8])
 
     def draw(self, num: int) -> list[str]:
         """Return texts."""
-        first, last = self._spec.words
+        first, last = self._size.words
         lengths = self._rng.integers(first, last + 1, num)
         chosen = (self._rng.choice(len(self._lexicon.words), n, p=self._lexicon.prior_W) for n in lengths)
         return [sentence_text([self._lexicon.words[word] for word in words]) for words in chosen]
+
+    def longest_s(self) -> int:
+        """Return how long the longest sentence lasts, in whole seconds."""
+        longest = max(self._lexicon.words, key=len)
+        return math.ceil(len(tones(" ".join([longest] * self._size.words[1]))) / SAMPLING_RATE)
+
+
+class Heard(NamedTuple):
+    """Sentences and the log-mel spectra [B, M, N] of their speech, of which `num_frames_B` are no padding."""
+
+    texts: list[str]
+    mel_BMN: torch.Tensor
+    num_frames_B: torch.Tensor
+
+    def take(self, rows: np.ndarray) -> "Heard":
+        """Return some of them."""
+        return Heard([self.texts[row] for row in rows], self.mel_BMN[rows], self.num_frames_B[rows])
 
 
 class Reader:
     """The whole tiny model and what it is fed with."""
 
-    def __init__(self, seed: int) -> None:
-        self.network = tiny_network(seed=seed)
-        self.features = tiny_tower_parts(seed)[1]
+    def __init__(self, seed: int, seconds: int) -> None:
+        self.network = tiny_network(seed=seed, seconds=seconds)
+        self.features = tiny_tower_parts(seed, seconds)[1]
         self.tokenizer = tiny_tokenizer()
         self.end = end_token(self.tokenizer)
         prompt: list[int] = self.tokenizer(PROMPT, add_special_tokens=False).input_ids
         self._prompt = torch.tensor(prompt)
 
-    def loss(self, texts: list[str], rng: np.random.Generator) -> torch.Tensor:
-        """Return the mean cross-entropy of the texts' tokens after their speech and the prompt."""
-        tokens = [[*self.tokenizer(text).input_ids, self.end] for text in texts]
-        audio, lengths = self._audio(texts, rng)
-        embed = self.network.get_input_embeddings()
-        width = max(int(n) + len(self._prompt) + len(t) for n, t in zip(lengths, tokens, strict=True))
-        given = torch.zeros(len(texts), width, audio.shape[-1])
-        labels = torch.full((len(texts), width), -100)
-        mask = torch.zeros(len(texts), width, dtype=torch.long)
-        for row, (num, own) in enumerate(zip(lengths.tolist(), tokens, strict=True)):
-            text = torch.cat([self._prompt, torch.tensor(own)])
-            given[row, : num + len(text)] = torch.cat([audio[row, :num], embed(text)])
-            labels[row, num + len(self._prompt) : num + len(text)] = torch.tensor(own)
-            mask[row, : num + len(text)] = 1
-        return self.network(inputs_embeds=given, attention_mask=mask, labels=labels).loss
+    def hear(self, texts: list[str], rng: np.random.Generator) -> Heard:
+        """Return the texts with their speech, noise on it."""
+        spectra, frames = [], []
+        for start in range(0, len(texts), HEARD_AT_ONCE):
+            waves = map(tones, texts[start : start + HEARD_AT_ONCE])
+            noisy = [wave + NOISE * rng.standard_normal(len(wave), dtype=np.float32) for wave in waves]
+            made = self.features(
+                noisy, sampling_rate=SAMPLING_RATE, return_attention_mask=True, return_tensors="pt"
+            )
+            spectra.append(made.input_features)
+            frames.append(made.attention_mask.sum(1))
+        return Heard(texts, torch.cat(spectra), torch.cat(frames))
 
-    def _audio(self, texts: list[str], rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the projected tokens [B, A, E] of the texts' speech, and how many are each one's."""
-        waves = [wave + NOISE * rng.standard_normal(len(wave)) for wave in map(tones, texts)]
-        made = self.features(
-            waves, sampling_rate=SAMPLING_RATE, return_attention_mask=True, return_tensors="pt"
-        )
-        frames = made.attention_mask.sum(1)
-        audio = tower_tokens(self.network.model.audio_tower, made.input_features, frames)
-        return self.network.model.multi_modal_projector(audio), num_tokens(frames)
+    def loss(self, heard: Heard, is_unheard_B: np.ndarray) -> torch.Tensor:
+        """Return the mean cross-entropy of the texts' tokens after their speech and the prompt; of some rows
+        after the prompt alone.
+        """
+        tokens = [torch.tensor([*self.tokenizer(text).input_ids, self.end]) for text in heard.texts]
+        audio_BAE, lengths_B = self._audio(heard)
+        lengths = torch.where(torch.from_numpy(is_unheard_B), 0, lengths_B).tolist()
+        width = max(num + len(self._prompt) + len(own) for num, own in zip(lengths, tokens, strict=True))
+        given_BSE = torch.zeros(len(tokens), width, audio_BAE.shape[-1])
+        labels_BS = torch.full((len(tokens), width), -100)
+        mask_BS = torch.zeros(len(tokens), width, dtype=torch.long)
+        embed = self.network.get_input_embeddings()
+        for row, (num, own) in enumerate(zip(lengths, tokens, strict=True)):
+            text = torch.cat([self._prompt, own])
+            given_BSE[row, : num + len(text)] = torch.cat([audio_BAE[row, :num], embed(text)])
+            labels_BS[row, num + len(self._prompt) : num + len(text)] = own
+            mask_BS[row, : num + len(text)] = 1
+        return self.network(inputs_embeds=given_BSE, attention_mask=mask_BS, labels=labels_BS).loss
+
+    def _audio(self, heard: Heard) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the projected tokens [B, A, E] of the speech, and how many are each one's."""
+        audio = tower_tokens(self.network.model.audio_tower, heard.mel_BMN, heard.num_frames_B)
+        return self.network.model.multi_modal_projector(audio), num_tokens(heard.num_frames_B)
 
     @torch.no_grad()
-    def write(self, text: str, rng: np.random.Generator, with_speech: bool = True) -> str:
-        """Return what the model writes for a sentence's speech, or for the prompt alone."""
-        prompt = self.network.get_input_embeddings()(self._prompt)[None]
-        audio, lengths = self._audio([text], rng)
-        given = torch.cat([audio[:, : int(lengths[0]) if with_speech else 0], prompt], 1)
-        options: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": self.end}
-        mask = torch.ones(given.shape[:2], dtype=torch.long)
-        written = self._generate(given, mask, options)
-        return self.tokenizer.decode(written[0], skip_special_tokens=True)
+    def write(self, heard: Heard, with_speech: bool = True) -> list[str]:
+        """Return what the model writes for each sentence's speech, or for the prompt alone."""
+        prompt = self.network.get_input_embeddings()(self._prompt)
+        audio_BAE, lengths_B = self._audio(heard)
+        return [
+            self._written(torch.cat([audio_AE[: num if with_speech else 0], prompt])[None])
+            for audio_AE, num in zip(audio_BAE, lengths_B.tolist(), strict=True)
+        ]
 
-    def _generate(self, given: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        return self.network.generate(
-            inputs_embeds=given, attention_mask=mask, pad_token_id=self.end, **options
+    def _written(self, given_BSE: torch.Tensor) -> str:
+        options: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False}
+        mask_BS = torch.ones(given_BSE.shape[:2], dtype=torch.long)
+        tokens = self.network.generate(
+            inputs_embeds=given_BSE,
+            attention_mask=mask_BS,
+            eos_token_id=self.end,
+            pad_token_id=self.end,
+            **options,
         )
+        return self.tokenizer.decode(tokens[0], skip_special_tokens=True)
 
     def save(self, out: Path) -> None:
         """Write the folder that `tower` and `llm.source` name."""
@@ -107,32 +144,38 @@ class Reader:
             part.save_pretrained(out)
 
 
-def batches(sentences: Sentences, steps: int, batch_size: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the sentences of each update."""
-    for step in range(steps):
-        yield step, sentences.draw(batch_size)
-
-
-def train(
-    reader: Reader, sentences: Sentences, steps: int, batch_size: int, rng: np.random.Generator
-) -> None:
+def train(reader: Reader, heard: Heard, steps: int, batch_size: int, rng: np.random.Generator) -> None:
     """Train all of it by AdamW, one cycle."""
-    optimizer = torch.optim.AdamW(reader.network.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    begun, total = time.monotonic(), 0.0
+    optimizer = torch.optim.AdamW(reader.network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    begun, total, every = time.monotonic(), 0.0, max(1, steps // 30)
     reader.network.train()
-    for step, texts in batches(sentences, steps, batch_size):
+    for step in range(1, steps + 1):
+        rows = rng.integers(0, len(heard.texts), batch_size)
+        loss = reader.loss(heard.take(rows), rng.random(batch_size) < UNHEARD)
         optimizer.zero_grad()
-        loss = reader.loss(texts, rng)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(reader.network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         total += loss.item()
-        if (step + 1) % 100 == 0:
-            print(f"step {step + 1}: loss {total / 100:.3f}, {time.monotonic() - begun:.0f} s", flush=True)
+        if step % every == 0:
+            print(f"step {step}: loss {total / every:.3f}, {time.monotonic() - begun:.0f} s", flush=True)
             total = 0.0
     reader.network.eval()
+
+
+def test(reader: Reader, heard: Heard) -> None:
+    """Print the error rates of sentences that were not trained on, and of two controls."""
+    written = reader.write(heard)
+    ways = {
+        "from speech": written,
+        "from the prompt alone": reader.write(heard.take(np.arange(1)), with_speech=False) * len(written),
+        "from another sentence's speech": [written[-1], *written[:-1]],
+    }
+    for name, texts in ways.items():
+        errors = scores.text_errors(texts, heard.texts)
+        print(f"{name}: WER {errors['wer'].rate():.3f}, exact {errors['exact'].rate():.3f}", flush=True)
 
 
 def main() -> None:
@@ -143,17 +186,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--sentences", type=int, default=2000, help="that it learns from")
+    parser.add_argument("--tested", type=int, default=100, help="sentences to test on")
     asked = parser.parse_args()
+    if asked.out.exists():
+        parser.error(
+            f"'{asked.out}' exists; datasets that were made with it would no longer fit, name another"
+        )
     torch.set_num_threads(1)
     torch.manual_seed(asked.seed)
     rng = np.random.default_rng(asked.seed)
-    reader, sentences = Reader(asked.seed), Sentences(asked.size, asked.seed)
-    train(reader, sentences, asked.steps, asked.batch_size, rng)
-    tested = sentences.draw(NUM_TESTED)
-    for name, with_speech in (("from speech", True), ("from the prompt alone", False)):
-        written = [reader.write(text, rng, with_speech) for text in tested]
-        errors = scores.text_errors(written, tested)
-        print(f"{name}: WER {errors['wer'].rate():.3f}, exact {errors['exact'].rate():.3f}", flush=True)
+    sentences = Sentences(SYNTH_SIZES[asked.size], asked.seed)
+    reader = Reader(asked.seed, sentences.longest_s())
+    heard = reader.hear(sentences.draw(asked.sentences), rng)
+    train(reader, heard, asked.steps, asked.batch_size, rng)
+    test(reader, reader.hear(sentences.draw(asked.tested), rng))
     reader.save(asked.out)
 
 

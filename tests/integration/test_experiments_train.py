@@ -24,6 +24,7 @@ FREE_SIZE = 64  # stands for a size that only raw files tell, e.g. an image's si
 LIGHT = {
     "cxr_memory": ["model.backbone=test_efficientnet"],
     "fmri_clip": ["model.latent_dim=32"],
+    "mindeye": ["model.voxel2clip.hidden_dim=32", "model.prior.depth=1"],
     "hyperspectral": [
         *("model.patch_size=[20, 5]", "model.grad_checkpointing=false"),
         *("model.embed_dim=48", "model.num_heads=4", "model.depth=1"),
@@ -31,7 +32,7 @@ LIGHT = {
     ],
     "brain_text": ["model.n_units=16", "model.llm.dtype=float32", "training.compile=off"],
 }
-NUM_VAL = {"fmri_clip": 300}  # a whole gallery
+NUM_VAL = {"fmri_clip": 300, "mindeye": 300}  # a whole gallery
 # What an experiment is given on the command line, here without a run to read it from.
 GIVEN = {"adapter_vitl14": ["model.encoder={architecture: mlp, target: final}"]}
 

@@ -5,6 +5,10 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails
 
+# A name becomes a folder's or a job's: no separator, no leading dot (`..`, hidden folders), short enough for
+# every file system. Empty stands for a default.
+NAME_PATTERN = r"^([A-Za-z0-9_-][A-Za-z0-9._-]{0,127})?$"
+
 
 class Section(BaseModel, extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False):
     """One section of an experiment. Unknown keys, NaN and infinities are refused; values never change."""

@@ -9,6 +9,7 @@ from typing import Any
 from voxray.config.secrets import HIDDEN, flattened, masked, masked_command
 from voxray.core.figures import Figure, TrainingView
 from voxray.core.registry import figures_module
+from voxray.report.alphas import alpha_figures
 from voxray.report.curves import curve_figures, speed_figures
 from voxray.report.evaluation import evaluation_sections
 from voxray.report.page import (
@@ -85,7 +86,7 @@ def _key_numbers(run: RunFiles) -> tuple[Card, ...]:
 
 def _curves(run: RunFiles) -> list[Block]:
     epochs = run.of_kind("epoch")
-    figures = [*curve_figures(run), *_task_figures(run)]
+    figures = [*curve_figures(run), *alpha_figures(run.of_kind("closed_form")), *_task_figures(run)]
     if not figures:
         return [Text("The log holds no updates yet.")]
     keys = dict.fromkeys(

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from voxray.config.section import Section
+from voxray.config.section import NAME_PATTERN, Section
 
 MODEL_PARAMS = "model/params"  # reported with the task's metrics: the parameters that the model has
 
@@ -201,7 +201,7 @@ class CheckpointsConfig(Section, frozen=True):
     )
     export_name: str = Field(
         default="",
-        pattern=r"^[A-Za-z0-9._-]*$",
+        pattern=NAME_PATTERN,
         description="NAME of the exported weights; default: the run's name",
     )
     evaluate_at_end: tuple[Literal["train", "val", "test"], ...] = Field(
@@ -253,4 +253,4 @@ class StorageConfig(Section, frozen=True):
 class RunNameConfig(Section, frozen=True):
     """The run's own name."""
 
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", description="default: the experiment's name")
+    name: str = Field(default="", pattern=NAME_PATTERN, description="default: the experiment's name")

@@ -3,10 +3,11 @@ them.
 """
 
 import contextlib
+import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -21,13 +22,17 @@ from voxray.train.dry_run.plan import check_monitor, check_start_from
 from voxray.train.progress import catch_up, follow
 from voxray.train.run_folder import RunFolder, differences, run_folder
 from voxray.train.trackers.choose import missing_libraries
+from voxray.train.trackers.tracker import Tracker
 
 Resume = Literal["auto", "never", "must"]
 
 
-def launch(resolved: Resolved[RunConfig], resume: Resume, console: Console) -> RunFolder:
+def launch(
+    resolved: Resolved[RunConfig], resume: Resume, console: Console, also: Sequence[Tracker] = ()
+) -> RunFolder:
     """Train on Ray and return the run's folder. The caller has connected to Ray.
 
+    `also` are trackers beside those that `logging` turns on.
     Raises InputError for a config that cannot run here, RunError when the run fails.
     """
     config = resolved.config
@@ -42,7 +47,7 @@ def launch(resolved: Resolved[RunConfig], resume: Resume, console: Console) -> R
         catch_up(run, config, console)
         return run
     run.begin_attempts()
-    with follow(run, config, console), stop_on_sigterm(run):
+    with follow(run, config, console, also), stop_on_sigterm(run):
         train_workers(config, run)
         if run.stop_file.exists() and not run.is_finished():
             run.stop_file.unlink()
@@ -139,7 +144,10 @@ def train_workers(config: RunConfig, run: RunFolder) -> None:
 
 
 def scaling(config: RunConfig) -> Any:
-    """Return Ray Train's scaling of `scale`. Raises InputError when the cluster cannot hold the workers."""
+    """Return Ray Train's scaling of `scale`.
+
+    Raises InputError when the cluster cannot hold the workers and has no autoscaler that could add nodes.
+    """
     import ray
     from ray.train import ScalingConfig
 
@@ -153,7 +161,7 @@ def scaling(config: RunConfig) -> Any:
     fewest = scale.fewest_workers
     needed = {"CPU": fewest * scale.cpus_per_worker + reading, "GPU": fewest * gpus}
     for name, amount in needed.items():
-        if amount > there.get(name, 0):
+        if amount > there.get(name, 0) and not can_grow():
             raise InputError(
                 f"scale.num_workers={fewest} needs {amount:g} {name}"
                 f"{', one of them for data.transport=stream' if reading and name == 'CPU' else ''}; Ray has "
@@ -166,6 +174,23 @@ def scaling(config: RunConfig) -> Any:
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=scale.resize_every_s,
     )
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler may add nodes to the cluster.
+
+    It calls the nodes by the types of its own file; where there is none, Ray calls them `node_<id>` (seen in
+    the report of 2.60's autoscaler and in the cluster's status).
+    """
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    types: set[str] = set(report.get("active_nodes") or ())
+    types.update(node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes))
+    return any(name and not name.startswith("node_") for name in types)
 
 
 def worker_environment(config: RunConfig) -> dict[str, str]:

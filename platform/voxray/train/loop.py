@@ -166,7 +166,8 @@ def train_epoch(
         assert state.optimizer is not None
         place = schedules.Place(state.stage_step, planned.updates, state.epoch, planned.epochs)
         rate = schedules.set_rates(state.optimizer, training, place)
-        outcome = stepper.update(group.micro_batches)
+        loop.task.place = place  # `state_numbers` may tell it
+        outcome = stepper.update(group.micro_batches, place)
         guard.look(state, outcome, group)
         state.count_update(group.num_batches)
         if outcome.applied:

@@ -47,12 +47,19 @@ class Totals:
         if not unread:
             return
         tensors = [number for terms in unread for pair in terms.values() for number in pair]
-        numbers = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
+        numbers = iter(_float64(tensors))
         for terms in unread:
             for name in terms:
                 total = self._sums.setdefault(name, [0.0, 0.0])
                 total[0] += next(numbers)
                 total[1] += next(numbers)
+
+
+def _float64(tensors: list[torch.Tensor]) -> list[float]:
+    """Return numbers [] of one device; those of a GPU together, since the host waits for each message."""
+    if tensors[0].device.type == "cpu":
+        return [float(tensor) for tensor in tensors]
+    return torch.stack([tensor.double() for tensor in tensors]).tolist()
 
 
 @dataclass

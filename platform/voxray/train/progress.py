@@ -6,7 +6,7 @@
 import json
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from voxray.train.log_tail import LogTail, Record
 from voxray.train.run_folder import RunFolder
 from voxray.train.trackers.choose import chosen_trackers
 from voxray.train.trackers.fan_out import FanOut
-from voxray.train.trackers.tracker import run_info
+from voxray.train.trackers.tracker import Tracker, run_info
 
 POLL_S = 0.3
 PLAIN_LINE_EVERY_S = 30.0  # at most, between the lines of epochs, where there is no terminal
@@ -29,13 +29,18 @@ BAR_WIDTH = 24
 
 
 @contextmanager
-def follow(run: RunFolder, config: RunConfig, console: Console) -> Generator[None]:
-    """Show what the run logs and feed its trackers while the body runs; how the body ends is the status."""
+def follow(
+    run: RunFolder, config: RunConfig, console: Console, also: Sequence[Tracker] = ()
+) -> Generator[None]:
+    """Show what the run logs and feed its trackers while the body runs; how the body ends is the status.
+
+    `also` are trackers beside those that `logging` turns on.
+    """
     view = View(run, config, console)
     stop = threading.Event()
     position = run.log_file.stat().st_size if run.log_file.exists() else 0
     thread = threading.Thread(target=_watch, args=(LogTail(run.log_file, position), view, stop), daemon=True)
-    trackers = chosen_trackers(config)
+    trackers = [*chosen_trackers(config), *also]
     fan_out = FanOut(trackers, run_info(run, config), view.say) if trackers else None
     status = "failed"
     with view:

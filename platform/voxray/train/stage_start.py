@@ -87,7 +87,8 @@ def start_parts(loop: Fit, model: nn.Module) -> None:
             raise InputError(f"training.parts.{name}: the model has no such module; it has {known}")
         found = weights.resolve(reference, Path(loop.config.storage.path), loop.run.checkpoints, ())
         loop.note(f"{name}: weights from {found.text}")
-        loaded = weights.load_into(modules[name], weights.read_weights(found), loop.note)
+        own = loop.task.part_weights(name, modules[name], weights.read_weights(found))
+        loaded = weights.load_into(modules[name], own, loop.note)
         if loaded.missing:
             raise InputError(
                 f"training.parts.{name}: {found.text} lacks {', '.join(loaded.missing[:3])}; "
@@ -146,12 +147,14 @@ def restored(
 def find_rate(loop: Fit, state: TrainState, stage: Stage) -> None:
     """Look for the stage's learning rate on copies of everything that it changes, and draw what was seen.
 
-    Every worker does the same updates. Parameters and buffers are put back exactly, the optimiser is built
-    anew, and no generator's state matters.
+    Every worker does the same updates. Trained parameters and buffers are put back exactly (frozen ones never
+    move, and may fill the memory already), the optimiser is built anew, and no generator's state matters.
     """
-    kept = [value.detach().clone() for value in (*state.model.parameters(), *state.model.buffers())]
     trial = TrainState(state.model)
     equip(loop, trial, stage)
+    trained = (value for value in state.model.parameters() if value.requires_grad)
+    changing: list[torch.Tensor] = [*trained, *state.model.buffers()]
+    kept = [value.detach().clone() for value in changing]
     trial.ema = None
     assert trial.optimizer is not None
     task = stage_task(loop, stage)
@@ -173,7 +176,7 @@ def find_rate(loop: Fit, state: TrainState, stage: Stage) -> None:
     assert rule != "off"
     curve = lr_finder.find(rule, update)
     with torch.no_grad():
-        for value, before in zip((*state.model.parameters(), *state.model.buffers()), kept, strict=True):
+        for value, before in zip(changing, kept, strict=True):
             value.copy_(before)
             value.grad = None
     _tell(loop, state, stage, curve)

@@ -19,6 +19,7 @@ from voxray.data.manifest import load_manifest
 from voxray.data.source import batch_rules, open_source
 from voxray.train import faults
 from voxray.train.control import Control, Stopped
+from voxray.train.evaluated_rows import check_evaluated
 from voxray.train.loop import Report, fit
 from voxray.train.run_folder import RunFolder
 from voxray.train.trained.dataset_facts import DatasetFacts
@@ -61,7 +62,9 @@ def train_here(
             raise RunError(
                 f"dataset {dataset} has no training rows, or data.filter leaves none ({stage.name})"
             )
-    fit(task, source, config, run, report, device, control)
+    check_evaluated(task, source, config.resolved_stages())
+    with contextlib.closing(source):
+        fit(task, source, config, run, report, device, control)
 
 
 def run_worker(payload: dict[str, Any]) -> None:

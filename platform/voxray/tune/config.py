@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from voxray.config.section import Section
+from voxray.config.section import NAME_PATTERN, Section
 from voxray.tune.space.config import Distribution
 
 Executor = Literal["auto", "inline", "gang", "train"]
@@ -169,7 +169,7 @@ class SpaceConfig(Section, frozen=True):
     """A search or an ablation over one experiment (a file under search_spaces/)."""
 
     experiment_name: str = Field(
-        default="", pattern=r"^[A-Za-z0-9._-]*$", description="the study's; default: the file's name"
+        default="", pattern=NAME_PATTERN, description="the study's; default: the file's name"
     )
     description: str = ""
     hypothesis: str = ""

@@ -77,6 +77,9 @@ def run_trials(
             verbose=0,
             callbacks=[slots, interrupt],
             failure_config=tune.FailureConfig(max_failures=DEATHS_FORGIVEN),
+            # Tune's checkpoint at a trial's end is one more call of the actor, and ours holds nothing. What
+            # has ended needs none; a training that a scheduler stops is ended by that call.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=scheduler is not None),
         ),
     )
     try:

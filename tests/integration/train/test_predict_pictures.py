@@ -12,10 +12,11 @@ from PIL import Image
 from one_command import refused
 from saved_run import begin_run, save_weights
 from voxray.core.experiment import default_config
+from voxray.core.pictures import chosen_rows
 from voxray.core.randomness import key
 from voxray.core.schema import BYTES, Column, Schema
 from voxray.nn.generation import Generator, Kind, read_pipeline
-from voxray.tasks.fmri_clip.generation import chosen_rows, norm_of_targets
+from voxray.nn.made_pictures import norm_of_targets
 from voxray.tasks.fmri_clip.task import FmriClip
 from voxray.testing.datasets import write_dataset
 from voxray.testing.pipelines import save_tiny_pipeline

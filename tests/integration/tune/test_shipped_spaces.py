@@ -32,7 +32,7 @@ SPACES = sorted((ROOT / "search_spaces").rglob("*.yaml"))
 NUM_SAMPLES = 20
 FREE_SIZE = 32  # stands for a size that only raw files tell, e.g. an image's side
 NUM_ROWS = 70  # leaves no batch of one row, which BatchNorm refuses
-NUM_VAL = {"fmri_clip": 300}  # a whole gallery
+NUM_VAL = {"fmri_clip": 300, "mindeye": 300}  # a whole gallery
 UPDATES = 3  # of each stage: momentum, warm-ups and schedules show after the first
 # Keys that decide the cost, with a cheap value: the effect of the others is looked at with it.
 NO_FINDER = {"training.lr_finder": "off"}  # it makes a hundred updates
@@ -41,6 +41,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "cxr_memory": {"model.backbone": "test_efficientnet", "memory.bank_size": 8, **NO_FINDER},
     "fmri_clip": {"data.augmentation": True},
     "hyperspectral": {"model.name": "mae_tiny"},
+    "mindeye": {"model.voxel2clip.hidden_dim": 32, "model.prior.depth": 1},
     "brain_text": {"model.llm.dtype": "float32", "training.compile": "off", "training.precision": "fp32"},
 }
 LENGTHS = ("epochs", "steps")  # keys of a stage that say how long it is

@@ -69,6 +69,24 @@ def test_retrieval_among_all_stimuli_is_scikit_learns() -> None:
     assert found["num_stimuli"] == len(names) == 30
 
 
+def test_with_several_targets_the_predicted_one_is_looked_up() -> None:
+    task = fmri_task({"model": TWO_STAGE, "objective": {"gallery": "all", "info_nce": 0.4}})
+    torch.manual_seed(0)
+    model, rows = task.build_model().eval(), fmri_rows(90, 2, num_stimuli=60)
+    merged = evaluated(task, model, rows)
+    found = task.summarize(merged)
+    with torch.no_grad():
+        pred_ND = model(torch.from_numpy(rows["x"]))["final"].numpy()
+    names, first, truth_N = np.unique(rows["stimulus_id"].astype(str), return_index=True, return_inverse=True)
+    true_GD = rows["clip_final"][first]
+    similarity_NG = pred_ND @ (true_GD / np.linalg.norm(true_GD, axis=1, keepdims=True)).T
+    for k in (1, 5, 10, 50):
+        expected = top_k_accuracy_score(truth_N, similarity_NG, k=k, labels=np.arange(60))
+        assert found[f"r{k}_of_all"] == pytest.approx(expected)
+    assert 0.5 < found["r50_of_all"] < 1
+    assert found["num_stimuli"] == len(names)
+
+
 def test_smaller_galleries_are_easier_and_leave_nothing_else_out() -> None:
     rows = fmri_rows(90, 2, num_stimuli=30, noise=2.0)
     found = {}
@@ -81,7 +99,9 @@ def test_smaller_galleries_are_easier_and_leave_nothing_else_out() -> None:
     assert "r10_of_30" in found[30]
     task, model = linear({"gallery": 31})
     merged = evaluated(task, model, rows)
-    with pytest.raises(InputError, match="gallery=31, but the evaluated rows have 30 stimuli"):
+    with pytest.raises(
+        InputError, match=r"gallery=31, but what is evaluated has 30 stimuli; set objective\.gallery=30 or"
+    ):
         task.summarize(merged)
 
 

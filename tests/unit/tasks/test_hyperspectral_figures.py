@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hyperspectral_rows import SMALL, cube_rows, hyperspectral_task
+from hyperspectral_rows import SIDE, SMALL, cube_rows, hyperspectral_task
 from voxray.core.batch import EpochRequest
 from voxray.core.figures import Predictions, RunView
 from voxray.tasks.hyperspectral.config import FiguresConfig
 from voxray.tasks.hyperspectral.figures import figures
-from voxray.tasks.hyperspectral.figures.images import class_colours, display_bands, panels
+from voxray.tasks.hyperspectral.figures.images import GAP_PX, class_colours, display_bands, panels
 from voxray.tasks.hyperspectral.figures.shown import Shown, stitched
 from voxray.tasks.hyperspectral.figures.spectra import chosen_pixels
 from voxray.testing.sources import ArraySource
@@ -137,9 +137,12 @@ def test_the_report_shows_errors_cubes_and_spectra(
         take=lambda wanted: {k: v[[ids.index(name) for name in wanted]] for k, v in rows.items()},
         load=lambda: loaded)  # fmt: skip
     found = figures(view)
-    tiles = [tile for figure in found for tile in figure.tiles]
-    assert len(tiles) == 2
-    assert all(Image.open(io.BytesIO(tile.png)).size[0] > 300 for tile in tiles)
+    pictures = [figure.picture for figure in found if figure.picture]
+    assert len(pictures) == 2
+    sizes = [Image.open(io.BytesIO(picture)).size for picture in pictures]
+    panel = -(-320 // SIDE) * SIDE  # 12 pixels are enlarged by a whole factor to 320 or more
+    num_panels = 3 if head == "none" else 4
+    assert sizes == [(num_panels * panel + (num_panels - 1) * GAP_PX, panel)] * 2
     plots = [figure for figure in found if figure.plot]
     assert len(plots) == (3 if head == "none" else 0)  # errors, and two cubes' spectra
     assert len({figure.title.split(" of ")[0] for figure in found}) == kinds + (head == "none")

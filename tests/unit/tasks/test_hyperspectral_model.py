@@ -94,6 +94,18 @@ def test_the_presets_have_the_known_numbers_of_parameters() -> None:
         assert round(millions, 1) == known[name.removeprefix("mae_")], name
 
 
+@pytest.mark.parametrize("std", [0.02, 0.5])
+def test_positions_begin_as_far_apart_as_asked_for(std: float) -> None:
+    """MAE's learned embeddings begin with 0.02 (DOMAINS.md S2.a), the default."""
+    torch.manual_seed(0)
+    values = {"name": "mae_tiny"} | ({} if std == 0.02 else {"position_std": std})
+    bands = Bands(torch.zeros(30), torch.ones(30))
+    model = build(ModelConfig.model_validate(values), GUIDE, bands)
+    for part in ("encoder", "decoder"):
+        found = model.get_parameter(f"{part}.positions.place_LD").detach().std()
+        assert float(found) == pytest.approx(std, rel=0.02)
+
+
 def test_one_step_of_our_blocks_is_one_of_timms() -> None:
     """The same weights, the same input, one step of SGD: outputs and weights agree to 1e-6."""
     torch.manual_seed(0)

@@ -65,7 +65,7 @@ def test_predictions_equal_scikit_learn_however_rows_are_batched(num_rows, size,
     assert report.num_rows == num_rows
     assert report.solver == ("dual cholesky" if num_rows <= 8 else "primal cholesky")
     assert report.alpha == (3.0,)
-    assert report.held_out_mse == ()
+    assert report.held_out_mse == report.fold_mse == ()
 
 
 @pytest.mark.parametrize("per_target", [False, True])
@@ -85,6 +85,8 @@ def test_the_choice_is_that_of_a_loop_over_groups_of_rows(num_features, per_targ
             errors[row, held_out] = np.square(missed).mean(0)
     expected = errors.mean(1) if per_target else errors.mean((1, 2))[:, None]
     np.testing.assert_allclose(np.array(report.held_out_mse), expected, rtol=1e-7)
+    np.testing.assert_allclose(np.array(report.fold_mse), errors.mean(2).T, rtol=1e-7)
+    assert report.record()["fold_mse"] == [list(fold) for fold in report.fold_mse]
     assert report.alpha == tuple(ALPHAS[row] for row in expected.argmin(0))
     assert report.solver.startswith("primal" if num_features == 8 else "dual")
 

@@ -190,6 +190,31 @@ def test_the_lr_finder_leaves_everything_as_it_was(tmp_path, monkeypatch):
     assert (run.path / "figures" / "lr_finder_main.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_lr_finder_copies_no_frozen_parameter(tmp_path, monkeypatch):
+    """A frozen language model fills the memory once; what is trained, and buffers, are copied."""
+    cloned: set[int] = set()
+    find, clone = stage_start.find_rate, torch.Tensor.clone
+
+    def noted(tensor, *args, **options):
+        cloned.add(tensor.data_ptr())
+        return clone(tensor, *args, **options)
+
+    def around(loop, state, stage):
+        found = {True: [], False: []}
+        for value in state.model.parameters():
+            found[value.requires_grad].append(value.data_ptr())
+        cloned.clear()
+        find(loop, state, stage)
+        assert cloned.issuperset([*found[True], *(value.data_ptr() for value in state.model.buffers())])
+        assert found[False]
+        assert cloned.isdisjoint(found[False])
+
+    monkeypatch.setattr(stage_start, "find_rate", around)
+    monkeypatch.setattr(torch.Tensor, "clone", noted)
+    values = {"batch_size": 8, "epochs": 1, "lr_finder": "valley", "parameters": {"0.*": {"freeze": True}}}
+    train(tmp_path, {"training": values, "model": {"batch_norm": True}})
+
+
 def test_a_found_rate_survives_a_resume(tmp_path):
     values = {"training": {"batch_size": 8, "epochs": 3, "lr_finder": "valley"}}
 

@@ -41,6 +41,11 @@ class AudioTargetConfig(Section, frozen=True):
 class BrainTextPrepareConfig(PrepareConfig, frozen=True):
     """How raw trials become rows."""
 
+    num_features: int = Field(
+        default=512,
+        ge=1,
+        description="T15: the features of a bin; synthetic recordings are made with as many",
+    )
     text: str = Field(
         default="text",
         min_length=1,
@@ -174,6 +179,11 @@ class DecodingConfig(Section, frozen=True):
     ctc_beams: int = Field(
         default=1, ge=1, description="prefixes that CTC's search keeps; 1: the best path, greedy"
     )
+    control: Literal["none", "shuffled", "no_brain"] = Field(
+        default="none",
+        description="what text is decoded from instead of the trial's own activity; shuffled: another "
+        "trial's of the split; no_brain: nothing, the language model writes after its prompt alone",
+    )
 
 
 class Config(RunConfig, frozen=True):
@@ -186,6 +196,15 @@ class Config(RunConfig, frozen=True):
     model: ModelConfig = ModelConfig()
     objective: BrainTextObjectiveConfig = BrainTextObjectiveConfig()
     decoding: DecodingConfig = DecodingConfig()
+
+    @model_validator(mode="after")
+    def _control_has_a_writer(self) -> Self:
+        if self.decoding.control == "no_brain" and not (self.objective.beta and self.decoding.generate):
+            raise ValueError(
+                "decoding.control=no_brain is the language model's writing without a brain; it needs "
+                "objective.beta above 0 and decoding.generate=true"
+            )
+        return self
 
     def global_terms(self) -> tuple[str, ...]:
         """Return the alignment where it compares trials."""

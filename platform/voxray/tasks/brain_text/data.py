@@ -120,8 +120,8 @@ class BrainTextData(TaskData):
         }
 
     def synth(self, out: Path, size: str, seed: int) -> SynthReport:
-        """Write a synthetic recording in the T15 layout; see `synth.synth`."""
-        return synth(out, size, seed)
+        """Write a synthetic recording in the T15 layout, of `prepare.num_features`; see `synth.synth`."""
+        return synth(out, size, seed, self.config.data.prepare.num_features)
 
     def collate(self, columns: Columns) -> BrainTextBatch:
         """Turn padded columns into tensors."""
@@ -196,7 +196,7 @@ def _read_t15(source: Path, prepare: BrainTextPrepareConfig) -> Iterator[RawRow 
             f"data.prepare.split_by: '{split_by}' is nothing that T15 trials have; choose one of "
             f"{', '.join(_SPLIT_BY)}"
         )
-    for row in read_t15(source):
+    for row in read_t15(source, prepare.num_features):
         if isinstance(row, BadRow):
             yield row
             continue

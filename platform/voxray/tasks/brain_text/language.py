@@ -75,11 +75,17 @@ class LanguageModel(nn.Module):
         logits_NV = self._lm.lm_head(before_BLE[counts_BL]).float()
         return F.cross_entropy(logits_NV, tokens_BL[counts_BL], reduction="sum")
 
-    @torch.no_grad()
     def write(
         self, brain_BPD: torch.Tensor, num_steps_B: torch.Tensor, num_beams: int, max_new_tokens: int
     ) -> list[str]:
         """Return the text that the language model writes for each row, empty for one without steps."""
+        texts = self._written(brain_BPD, num_steps_B, num_beams, max_new_tokens)
+        return [text if num else "" for text, num in zip(texts, num_steps_B.tolist(), strict=True)]
+
+    @torch.no_grad()
+    def _written(
+        self, brain_BPD: torch.Tensor, num_steps_B: torch.Tensor, num_beams: int, max_new_tokens: int
+    ) -> list[str]:
         prefix_BSE, is_there_BS = self._prefix(brain_BPD, num_steps_B)
         tokens_BL = self._lm.generate(
             inputs_embeds=prefix_BSE,
@@ -92,7 +98,14 @@ class LanguageModel(nn.Module):
             pad_token_id=self._end,
         )
         texts: Sequence[str] = self._tokenizer.batch_decode(tokens_BL, skip_special_tokens=True)
-        return [text.strip() if num else "" for text, num in zip(texts, num_steps_B.tolist(), strict=True)]
+        return [text.strip() for text in texts]
+
+    def write_unread(self, num_beams: int, max_new_tokens: int) -> str:
+        """Return what the language model writes after the prompt alone, with no brain before it."""
+        network: Any = self.frozen.network
+        nothing_BPD = torch.zeros(1, 0, self.embedding_dim, device=network.projector.linear.weight.device)
+        num_steps_B = torch.zeros(1, dtype=torch.long, device=nothing_BPD.device)
+        return self._written(nothing_BPD, num_steps_B, num_beams, max_new_tokens)[0]
 
     def _prefix(
         self, brain_BPD: torch.Tensor, num_steps_B: torch.Tensor

@@ -144,11 +144,14 @@ def utter(lexicon: Lexicon, words: Sequence[int], pace: Pace, rng: np.random.Gen
 class Electrodes:
     """The array's tuning of one day after the other: `pattern_CF` is each class's mean activity, float32."""
 
-    def __init__(self, signal: float, rng: np.random.Generator) -> None:
-        self._rng, self._signal = rng, signal
+    def __init__(self, signal: float, rng: np.random.Generator, num_features: int = NUM_FEATURES) -> None:
+        """Draw the first day's. `signal` is the tuning's strength at 512 features; fewer are each tuned
+        stronger, so that a bin tells as much.
+        """
+        self._rng, self._signal = rng, signal * (NUM_FEATURES / num_features) ** 0.5
         self._articulation_CA = rng.standard_normal((len(PHONEMES), NUM_ARTICULATORS)) / NUM_ARTICULATORS**0.5
         self._articulation_CA[SILENCE] = 0
-        self._tuning_AF = rng.standard_normal((NUM_ARTICULATORS, NUM_FEATURES))
+        self._tuning_AF = rng.standard_normal((NUM_ARTICULATORS, num_features))
         self._draw_day()
 
     def next_day(self) -> None:
@@ -158,8 +161,9 @@ class Electrodes:
         self._draw_day()
 
     def _draw_day(self) -> None:
-        gain_F = np.exp(0.2 * self._rng.standard_normal(NUM_FEATURES))
-        offset_F = 0.3 * self._rng.standard_normal(NUM_FEATURES)
+        num_features = self._tuning_AF.shape[1]
+        gain_F = np.exp(0.2 * self._rng.standard_normal(num_features))
+        offset_F = 0.3 * self._rng.standard_normal(num_features)
         tuned_CF = self._signal * self._articulation_CA @ self._tuning_AF
         self.pattern_CF = (gain_F * tuned_CF + offset_F).astype(np.float32)
 

@@ -51,12 +51,12 @@ class SynthSize:
 
 SYNTH_SIZES = {
     "tiny": SynthSize(3, 26, 10, 12, (2, 3), Pace(6, 6), 0.2),
-    "small": SynthSize(10, 80, 14, 50, (3, 6), Pace(10, 12), 0.1),
+    "small": SynthSize(8, 100, 18, 50, (3, 6), Pace(10, 12), 0.1),
     "full": SynthSize(45, 72, 13, 50, (4, 9), Pace(20, 25), 0.08),
 }
 
 
-def synth(out: Path, size: str, seed: int) -> SynthReport:
+def synth(out: Path, size: str, seed: int, num_features: int = NUM_FEATURES) -> SynthReport:
     """Write sessions `t15.YYYY.MM.DD/data_{train,val,test}.hdf5`; the same seed writes the same bytes.
 
     The metric is the phoneme error rate of val trials (all edits over all true phonemes, lower is better).
@@ -64,9 +64,9 @@ def synth(out: Path, size: str, seed: int) -> SynthReport:
     bin to its phoneme, fitted on train trials; chance answers each trial with the transcript of another.
     """
     spec, rng = SYNTH_SIZES[size], np.random.default_rng(seed)
-    lexicon, electrodes = Lexicon(spec.num_words), Electrodes(spec.signal, rng)
+    lexicon, electrodes = Lexicon(spec.num_words), Electrodes(spec.signal, rng, num_features)
     sentences = _sentences(spec, lexicon, rng)
-    floor, scored = _Floor(spec.pace), _Scored()
+    floor, scored = _Floor(spec.pace, num_features), _Scored()
     for day in range(spec.num_sessions):
         if day:
             electrodes.next_day()
@@ -187,10 +187,10 @@ class _Scored:
 class _Floor:
     """Linear discriminants of a smoothed bin, centred by its day, for its class; sums only, day by day."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, num_features: int = NUM_FEATURES) -> None:
         self._smoothing = SMOOTHING * pace.phoneme
-        self._gram_FF = np.zeros((NUM_FEATURES, NUM_FEATURES))
-        self._sums_CF = np.zeros((len(PHONEMES), NUM_FEATURES))
+        self._gram_FF = np.zeros((num_features, num_features))
+        self._sums_CF = np.zeros((len(PHONEMES), num_features))
         self._count_C = np.zeros(len(PHONEMES))
         self._day_means: list[np.ndarray] = []
         self._today: list[tuple[np.ndarray, np.ndarray]] = []
@@ -217,9 +217,9 @@ class _Floor:
         num = self._count_C.sum()
         mean_CF = self._sums_CF / np.maximum(self._count_C, 1)[:, None]
         within_FF = (self._gram_FF - self._sums_CF.T @ mean_CF) / num
-        shrunk_FF = (1 - SHRINKAGE) * within_FF + SHRINKAGE * np.trace(within_FF) / NUM_FEATURES * np.eye(
-            NUM_FEATURES
-        )
+        num_features = len(within_FF)
+        even_FF = np.trace(within_FF) / num_features * np.eye(num_features)
+        shrunk_FF = (1 - SHRINKAGE) * within_FF + SHRINKAGE * even_FF
         weights_FC = np.linalg.solve(shrunk_FF, mean_CF.T)
         with np.errstate(divide="ignore"):  # a phoneme that no train trial has is never answered
             bias_C = np.log(self._count_C / num) - (mean_CF * weights_FC.T).sum(axis=1) / 2

@@ -24,10 +24,12 @@ from voxray.losses.contrastive import info_nce
 from voxray.nn.speech_llm import end_token, load_tokenizer
 from voxray.tasks.brain_text import objective, scores
 from voxray.tasks.brain_text.config import Config
+from voxray.tasks.brain_text.controls import shuffled
 from voxray.tasks.brain_text.data import BrainTextBatch, BrainTextData
 from voxray.tasks.brain_text.edits import marked
 from voxray.tasks.brain_text.encoder import num_patches
 from voxray.tasks.brain_text.floor import linear_floor
+from voxray.tasks.brain_text.language import LanguageModel
 from voxray.tasks.brain_text.model import BrainTextModel, Encoded
 from voxray.tasks.brain_text.transforms import augmented
 from voxray.tasks.brain_text.units import Units, greedy, plain_text, prefix_search, units_of
@@ -253,12 +255,15 @@ class BrainText(BrainTextData, Task):
             else:
                 columns[SPELT if self._writes else self.SCORES] = spelt
         if self._writes and model.llm is not None:
-            asked = self.config.decoding
-            written = model.llm.write(
-                _given(found.brain_BPD), found.num_steps_B, asked.num_beams, asked.max_new_tokens
-            )
-            columns[self.SCORES] = _texts(written)
+            columns[self.SCORES] = _texts(self._written(model.llm, found))
         return columns
+
+    def _written(self, llm: LanguageModel, found: Encoded) -> list[str]:
+        asked = self.config.decoding
+        if asked.control == "no_brain":
+            return [llm.write_unread(asked.num_beams, asked.max_new_tokens)] * len(found.num_steps_B)
+        brain_BPD = _given(found.brain_BPD)
+        return llm.write(brain_BPD, found.num_steps_B, asked.num_beams, asked.max_new_tokens)
 
     def _spelt(self, found: Encoded) -> list[list[int]]:
         logits_BPK, num_steps_B = _given(found.logits_BPK).float(), found.num_steps_B.cpu().numpy()
@@ -273,9 +278,16 @@ class BrainText(BrainTextData, Task):
     def _writes(self) -> bool:
         return bool(self._own.beta) and self.config.decoding.generate
 
+    def _columns(self, merged: Evaluation) -> dict[str, np.ndarray]:
+        assert merged.rows is not None
+        if self.config.decoding.control != "shuffled":
+            return merged.rows.columns
+        decoded = (self.SCORES, SPELT, "decoded_phonemes")
+        return shuffled(merged.rows.columns, decoded, self.config.training.seed)
+
     def _errors(self, merged: Evaluation) -> dict[str, scores.Errors]:
         """Return the errors of each metric that is a rate."""
-        columns = _columns(merged)
+        columns = self._columns(merged)
         found: dict[str, scores.Errors] = {}
         if "phonemes" in columns:
             pair = columns["decoded_phonemes"].tolist(), columns["phonemes"].tolist()
@@ -291,7 +303,7 @@ class BrainText(BrainTextData, Task):
         """Return the loss and its terms, error rates, the share of texts that are right, and BLEU; NaN where
         no row has a transcript.
         """
-        columns = _columns(merged)
+        columns = self._columns(merged)
         terms = {
             name: float(term.value / term.count) if term.count else math.nan
             for name, term in merged.sums.items()
@@ -346,7 +358,7 @@ class BrainText(BrainTextData, Task):
         """Return texts, what was decoded, and how they differ: `alignment` writes a substituted word as
         [decoded|true], an inserted one as [+decoded] and a missing one as [-true]; none without transcript.
         """
-        columns = {name: values for name, values in _columns(merged).items() if name not in POOLED}
+        columns = {name: values for name, values in self._columns(merged).items() if name not in POOLED}
         pairs = {"decoded": "text", "decoded_phonemes": "phonemes"}
         for ours, true in pairs.items():
             if ours in columns:
@@ -366,11 +378,6 @@ class BrainText(BrainTextData, Task):
 def _given(value: torch.Tensor | None) -> torch.Tensor:
     assert value is not None
     return value
-
-
-def _columns(merged: Evaluation) -> dict[str, np.ndarray]:
-    assert merged.rows is not None
-    return merged.rows.columns
 
 
 def _texts(texts: Sequence[str]) -> np.ndarray:

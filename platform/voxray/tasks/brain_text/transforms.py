@@ -6,6 +6,7 @@ the key and its position alone, and padding stays zero. Shapes: B trials, T time
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -54,20 +55,25 @@ def smoothed(neural_BTF: torch.Tensor, num_bins_B: torch.Tensor, config: Transfo
     taps_K = gaussian_taps(config.smooth_kernel_std, config.smooth_kernel_size).to(neural_BTF)
     rows_N1T = neural_BTF.transpose(1, 2).flatten(0, 1)[:, None]
     smooth_N1T = F.conv1d(rows_N1T, taps_K[None, None], padding="same")
-    smooth_BTF = smooth_N1T.view(len(neural_BTF), -1, neural_BTF.shape[1]).transpose(1, 2)
+    num_trials, num_bins, _ = neural_BTF.shape  # `len` would be a constant to an export, which traces this
+    smooth_BTF = smooth_N1T.view(num_trials, -1, num_bins).transpose(1, 2)
     return _without_padding(smooth_BTF, num_bins_B)
 
 
-@lru_cache(maxsize=8)
 def gaussian_taps(std: float, size: int) -> torch.Tensor:
     """Return the kernel [K], sum 1: a Gaussian around the middle of `size` bins, scaled to a sum of 1, of
     which taps above 0.01 are kept. It is what scipy's gaussian_filter1d makes of a unit impulse there.
     """
-    offset_S = torch.arange(size, dtype=torch.float64) - size // 2
-    taps_S = torch.exp(-0.5 * (offset_S / std) ** 2)
+    return torch.tensor(_taps(std, size), dtype=torch.float64)
+
+
+@lru_cache(maxsize=8)
+def _taps(std: float, size: int) -> tuple[float, ...]:
+    """Return the kernel as numbers: how many they are is no question to a tensor, which an export traces."""
+    taps_S = np.exp(-0.5 * ((np.arange(size) - size // 2) / std) ** 2)
     taps_S = taps_S / taps_S.sum()
     kept_K = taps_S[taps_S > min(_SMALLEST_TAP, float(taps_S.max()) / 2)]
-    return kept_K / kept_K.sum()
+    return tuple((kept_K / kept_K.sum()).tolist())
 
 
 def _later(neural_BTF: torch.Tensor, cut_B: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 Synthetic raw files are made in `synth.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,13 @@ from voxray.core.batch import Batch, Columns, as_tensor
 from voxray.core.embedder import Embedder
 from voxray.core.prepared_rows import Merge, PreparedRows
 from voxray.core.randomness import key as random_key
-from voxray.core.randomness import uniform_rows
+from voxray.core.randomness import places_rows
 from voxray.core.run_config import RunConfig
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import BadRow, MapStage, RawRow, ReadStage, SynthReport, TaskData
 from voxray.data.formats.clip_targets import PREFIX
 from voxray.data.formats.pictures import decode_column, read_picture, store_picture
+from voxray.data.formats.voxel_space import VoxelSpace
 from voxray.tasks.fmri_clip import synth
 from voxray.tasks.fmri_clip.config import Config
 from voxray.tasks.fmri_clip.layouts import clip_columns, load_pattern, raw_columns, raw_rows
@@ -30,6 +31,7 @@ from voxray.tasks.fmri_clip.repeats import NUM_TRIALS, merge_of
 from voxray.tasks.fmri_clip.targets import LABEL, LABEL_COLUMN, add_label, tower_embedder
 
 # Shape letters: B batch, R repeats, V voxels, D target width, H height, W width.
+SPACE = "space"  # the statistic of x that holds a VoxelSpace
 MIN_NORM = 1e-8  # DOMAINS S0.a: rows are divided by max(norm, 1e-8)
 
 
@@ -69,6 +71,7 @@ class FmriClipData(TaskData):
     ) -> None:
         """Take what every task takes; no raw file is known yet."""
         self._raw_columns: dict[str, Column] = {}
+        self._masks: set[str | None] = set()
         super().__init__(config, statistics, schema)
 
     def schema(self) -> Schema:
@@ -99,7 +102,7 @@ class FmriClipData(TaskData):
         Raises InputError for what that refuses, and for pictures and targets that do not go together.
         """
         prepare = self.config.data.prepare
-        self._raw_columns = {}
+        self._raw_columns, self._masks = {}, set()
         labels: set[str] = set()
         is_first = True
         for row in raw_rows(source, prepare):
@@ -109,6 +112,7 @@ class FmriClipData(TaskData):
             if is_first:
                 self._raw_columns, is_first = raw_columns(row, prepare), False
             labels.add(row["label"])
+            self._masks.add(row["volumes"].mask if "volumes" in row else None)
             if "picture" in row or not (prepare.clip or "image" in self._raw_columns):
                 yield row
             else:
@@ -140,9 +144,13 @@ class FmriClipData(TaskData):
         return [tower_embedder(tower) for tower in self.config.data.prepare.clip]
 
     def column_statistics(self, rows: PreparedRows) -> dict[str, dict[str, Any]]:
-        """Return each voxel's reliability and ncsnr, if training stimuli repeat; see `reliability`."""
+        """Return each voxel's reliability and ncsnr, if training stimuli repeat (see `reliability`), and
+        where the voxels lie, if all rows have one mask.
+        """
         measured = voxel_statistics(rows) if self.config.data.prepare.reliability else {}
-        return {"x": dict(measured)} if measured else {}
+        space = _common_space(self._masks)
+        found = dict(measured) | ({} if space is None else {SPACE: space.plain()})
+        return {"x": found} if found else {}
 
     def merge(self) -> Merge | None:
         """Return how trials of one stimulus become one row, if they do."""
@@ -183,6 +191,14 @@ class FmriClipData(TaskData):
         )
 
 
+def _common_space(masks: Set[str | None]) -> VoxelSpace | None:
+    """Return where the voxels lie; None for rows without a mask's file, or with masks of several brains."""
+    if not masks or None in masks:
+        return None
+    spaces = {VoxelSpace.of_mask(Path(mask)) for mask in masks if mask is not None}
+    return spaces.pop() if len(spaces) == 1 else None
+
+
 def draw_repeat(batch: FmriClipBatch, key: int) -> FmriClipBatch:
     """Return the batch with one of each row's trials as x_BV; itself where repeats are not stacked.
 
@@ -190,9 +206,7 @@ def draw_repeat(batch: FmriClipBatch, key: int) -> FmriClipBatch:
     """
     if batch.x_BRV is None or batch.num_trials_B is None:
         return batch
-    uniform_B = uniform_rows(random_key(key, "repeat"), batch.position_B, 1)[:, 0]
-    num_B = batch.num_trials_B.clamp(min=1)
-    drawn_B = (uniform_B * num_B).long().clamp(max=num_B - 1)
+    drawn_B = places_rows(random_key(key, "repeat"), batch.position_B, batch.num_trials_B)
     row_B = torch.arange(len(batch), device=drawn_B.device)
     return replace(batch, x_BV=batch.x_BRV[row_B, drawn_B])
 

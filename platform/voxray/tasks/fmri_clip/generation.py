@@ -3,8 +3,7 @@
 Shapes: R rows that get pictures, K pictures of each, E numbers of an embedding, H height, W width.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,14 @@ import torch
 from torch.nn import functional as F
 
 from voxray.config.errors import InputError, RunError
-from voxray.core.pictures import Picture, PicturedRow, Pictures, Take
+from voxray.core.generation import GenerationConfig
+from voxray.core.pictures import Picture, PicturedRow, Pictures, Take, chosen_rows
 from voxray.core.randomness import key
-from voxray.core.task import BadRowError
 from voxray.data.formats.clip_targets import PREFIX
-from voxray.data.formats.pictures import decode_rgb
+from voxray.data.formats.pictures import stored_pictures
 from voxray.nn.generation import Generator, PipelineFacts, read_pipeline
-from voxray.tasks.fmri_clip.config import Config, GenerationConfig
-
-UNIT_TOLERANCE = 1e-3  # targets whose norm is this close to 1 were divided by their own
+from voxray.nn.made_pictures import clip_scores, embedding_norm, norm_of_targets
+from voxray.tasks.fmri_clip.config import Config
 
 
 class StimulusMaker:
@@ -57,7 +55,7 @@ class StimulusMaker:
         ids = [predictions["sample_id"][row] for row in chosen]
         try:
             generator = Generator(self._facts, self._device)
-            norm, whence = embedding_norm(config, self._target_norm, generator)
+            norm, whence = embedding_norm(config.embedding_norm, self._target_norm, generator)
             embeddings_RE = norm * F.normalize(predictions["embedding"][chosen].float(), dim=-1)
             made = [
                 self._made(generator, embedding_E, name)
@@ -70,8 +68,8 @@ class StimulusMaker:
                 "the GPU's memory does not hold the pipeline and its pictures; make them fewer or smaller "
                 "with generation.num_images or generation.size"
             ) from error
-        truths = _stored_pictures(take(ids) if take is not None else {})
-        scores_RKR = _clip_scores(generator, made, truths) if truths else None
+        truths = stored_pictures(take(ids) if take is not None else {})
+        scores_RKR = clip_scores(generator, made, truths) if truths else None
         rows = [
             PicturedRow(
                 name,
@@ -105,84 +103,8 @@ def _facts(config: GenerationConfig) -> PipelineFacts:
         raise InputError(f"generation.pipeline: {error}") from error
 
 
-def chosen_rows(sample_ids: Sequence[str], stimulus_ids: Sequence[str], num: int) -> list[int]:
-    """Return the places of the first rows by sample id, one per stimulus, at most `num`."""
-    first: dict[str, int] = {}
-    for row in sorted(range(len(sample_ids)), key=lambda row: sample_ids[row]):
-        first.setdefault(stimulus_ids[row], row)
-    return list(first.values())[:num]
-
-
-# --- the norm of an embedding
-# -------------------------------------------------------------------------------------------------------
-
-
-def norm_of_targets(statistics: Mapping[str, Any], embedding_dim: int) -> float | None:
-    """Return the root mean square of the training targets' norms, of the statistics of their column: the mean
-    and the standard deviation over all its numbers. None where they are unknown or have norm 1 all.
-    """
-    if not statistics.get("count"):
-        return None
-    norm = math.sqrt(embedding_dim * (statistics["mean"] ** 2 + statistics["std"] ** 2))
-    return None if abs(norm - 1) < UNIT_TOLERANCE else norm
-
-
-def embedding_norm(
-    config: GenerationConfig, target_norm: float | None, generator: Generator
-) -> tuple[float, str]:
-    """Return the norm that embeddings are given, and in words where it comes from.
-
-    In this order: `generation.embedding_norm`; the norm of the dataset's targets, unless the embedding takes
-    the place of text tokens; what the pipeline tells; else √E, the norm of E numbers with variance 1.
-    """
-    if config.embedding_norm is not None:
-        return config.embedding_norm, "generation.embedding_norm"
-    facts = generator.facts
-    if target_norm is not None and facts.kind != "stable_diffusion":
-        return target_norm, "that of the dataset's training targets"
-    own = generator.own_norm()
-    if own is not None:
-        of = "its empty prompt's tokens" if facts.kind == "stable_diffusion" else "its own embeddings"
-        return own, f"the pipeline's: that of {of}"
-    return math.sqrt(facts.embedding_dim), (
-        f"√{facts.embedding_dim}, as neither dataset nor pipeline tells it; see generation.embedding_norm"
-    )
-
-
 # --- the CLIP score
 # -------------------------------------------------------------------------------------------------------
-
-
-def _stored_pictures(columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the dataset's own pictures, uint8 [H, W, 3]; empty where it stores none."""
-    images = columns.get("image")
-    if images is None:
-        return []
-    if images.dtype == object:
-        try:
-            return [np.array(decode_rgb(content, "a picture of the dataset")) for content in images]
-        except BadRowError as error:
-            raise InputError(str(error)) from error
-    return [np.ascontiguousarray(image_CHW.transpose(1, 2, 0)) for image_CHW in images]
-
-
-def _clip_scores(
-    generator: Generator, made: Sequence[np.ndarray], truths: Sequence[np.ndarray]
-) -> torch.Tensor | None:
-    """Return the cosines [R, K, R] between CLIP embeddings of each row's generated pictures and of all rows'
-    true ones, by the pipeline's image encoder; None where it has none.
-    """
-    truth_RE = generator.embed(truths)
-    if truth_RE is None:
-        return None
-    made_RKE = [generator.embed(list(pictures)) for pictures in made]
-    return torch.stack(
-        [
-            F.normalize(row_KE, dim=-1) @ F.normalize(truth_RE, dim=-1).T
-            for row_KE in made_RKE
-            if row_KE is not None
-        ]
-    )
 
 
 def _lines(scores_RKR: torch.Tensor | None, row: int, number: int) -> tuple[str, ...]:

@@ -41,15 +41,12 @@ def retrieval_rows(rows: Rows, own: FmriClipObjectiveConfig, is_cut: bool = Fals
     stimulus, first, stimulus_N = np.unique(
         rows.columns["stimulus_id"].astype(str), return_index=True, return_inverse=True
     )
-    try:
-        gallery_S = galleries(stimulus.tolist(), None if own.gallery == "all" else own.gallery)
-    except ValueError:
-        if not is_cut:
-            raise InputError(
-                f"objective.gallery={own.gallery}, but the evaluated rows have {len(stimulus)} stimuli; set "
-                "it to that or less, or to all"
-            ) from None
+    size = None if own.gallery == "all" else own.gallery
+    if is_cut and size is not None and len(stimulus) < size:
         gallery_S = torch.full((len(stimulus),), -1)
+    else:
+        check_gallery(own, len(stimulus), "what is evaluated")
+        gallery_S = galleries(stimulus.tolist(), size)
     found = gallery_places(pred_ND, true_ND[first], torch.from_numpy(stimulus_N), gallery_S)
     values = (
         (pred_ND * true_ND).sum(1).double(),
@@ -59,6 +56,16 @@ def retrieval_rows(rows: Rows, own: FmriClipObjectiveConfig, is_cut: bool = Fals
         found.rank(),
     )
     return dict(zip(retrieval_names(own), values, strict=True))
+
+
+def check_gallery(own: FmriClipObjectiveConfig, num_stimuli: int, where: str) -> None:
+    """Raise InputError for fewer stimuli than a gallery has."""
+    if own.gallery != "all" and num_stimuli < own.gallery:
+        smaller = f"objective.gallery={num_stimuli} or less, or " if num_stimuli > 1 else ""
+        raise InputError(
+            f"objective.gallery={own.gallery}, but {where} has {num_stimuli} stimuli; set {smaller}"
+            "objective.gallery=all"
+        )
 
 
 def embeddings(rows: Rows, prefix: str = "") -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,18 +122,26 @@ def sample_correlation(pred_BV: torch.Tensor, true_BV: torch.Tensor) -> np.ndarr
     return row_correlation(pred_BV, true_BV).cpu().numpy()
 
 
+def voxel_correlation(sums: Mapping[str, Sum]) -> torch.Tensor:
+    """Return Pearson's r over rows of each voxel [V]; NaN for a voxel that never changes."""
+    pairs = {name.removeprefix(_PAIRS): s.value for name, s in sums.items() if name.startswith(_PAIRS)}
+    return PairSums.from_named(pairs).correlation()
+
+
+def voxel_ceiling(sums: Mapping[str, Sum], ncsnr_V: torch.Tensor) -> torch.Tensor:
+    """Return the r that a model of the signal itself is expected to have [V]."""
+    inverse = sums["inverse_trials"]
+    return largest_correlation(ncsnr_V, float(inverse.value / inverse.count))
+
+
 def voxel_summary(sums: Mapping[str, Sum], sample_r_N: np.ndarray, ncsnr_V: torch.Tensor | None) -> Summary:
     """Return the mean over voxels of Pearson's r over rows, beside the mean that the noise leaves possible
     (NaN where `ncsnr_V` was not measured), the mean over rows of r over voxels, and the number of voxels that
     never change, which have no r.
     """
-    pairs = {name.removeprefix(_PAIRS): s.value for name, s in sums.items() if name.startswith(_PAIRS)}
-    r_V = PairSums.from_named(pairs).correlation()
-    inverse, known_V = sums["inverse_trials"], ~r_V.isnan()
-    ceiling = torch.nan
-    if ncsnr_V is not None:
-        inverse_trials = float(inverse.value / inverse.count)
-        ceiling = float(largest_correlation(ncsnr_V[known_V], inverse_trials).mean())
+    r_V = voxel_correlation(sums)
+    known_V = ~r_V.isnan()
+    ceiling = torch.nan if ncsnr_V is None else float(voxel_ceiling(sums, ncsnr_V[known_V]).mean())
     found = (r_V.nanmean(), ceiling, torch.from_numpy(sample_r_N).nanmean(), (~known_V).sum())
     return dict(zip(VOXEL_NAMES, map(float, found), strict=True))
 

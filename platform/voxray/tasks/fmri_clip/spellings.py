@@ -124,6 +124,10 @@ ALIASES: Aliases = {
     **dict.fromkeys(
         ("ridge.pca_k", "data.pca_k", "preprocessing.pca_k", "pca_k"), "training.closed_form.components"
     ),
+    # pictures from predictions, also as diffusers calls their values
+    "generation.n": "generation.num_images",
+    "generation.num_inference_steps": "generation.steps",
+    "generation.guidance_scale": "generation.guidance",
     # what is logged
     "wandb_project": "logging.wandb_project",
     "tensorboard": "logging.tensorboard",

@@ -43,6 +43,7 @@ EXPERIMENT = "nsddata/experiments/nsd"
 STIMULI = "nsddata_stimuli/stimuli/nsd"
 _PERCENT = 2.0  # standard deviation of a beta, percent signal change
 _NIFTI_INT16 = 4
+_VOXEL_MM = 1.8
 _COMPRESSED: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "track_times": False}
 
 
@@ -290,15 +291,21 @@ def _volumes(betas_NV: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[np.ndarray]
 
 @contextmanager
 def _nifti(path: Path, shape: tuple[int, ...], num_volumes: int) -> Iterator[gzip.GzipFile]:
-    """Open a `.nii.gz` of int16 volumes, 1.8 mm wide, and write its header (NIfTI-1, 352 bytes)."""
+    """Open a `.nii.gz` of int16 volumes, 1.8 mm wide and centred on the scanner's origin, and write its
+    header (NIfTI-1, 352 bytes).
+    """
     rank = 3 if num_volumes == 1 else 4
     header = bytearray(352)
     struct.pack_into("<i", header, 0, 348)
     struct.pack_into("<8h", header, 40, rank, *shape, num_volumes, 1, 1, 1)
     struct.pack_into("<2h", header, 70, _NIFTI_INT16, 16)  # datatype, bits
-    struct.pack_into("<8f", header, 76, 1, 1.8, 1.8, 1.8, 1, 0, 0, 0)  # pixdim
+    struct.pack_into("<8f", header, 76, 1, _VOXEL_MM, _VOXEL_MM, _VOXEL_MM, 1, 0, 0, 0)  # pixdim
     struct.pack_into("<3f", header, 108, 352, 1, 0)  # vox_offset, slope, intercept
     struct.pack_into("<B", header, 123, 10)  # mm and seconds
+    struct.pack_into("<2h", header, 252, 0, 1)  # no qform; the sform is in the scanner's coordinates
+    for axis, size in enumerate(shape):
+        row = [_VOXEL_MM if column == axis else 0.0 for column in range(3)]
+        struct.pack_into("<4f", header, 280 + 16 * axis, *row, -_VOXEL_MM * (size - 1) / 2)
     header[344:348] = b"n+1\0"
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
         file.write(bytes(header))

@@ -3,6 +3,7 @@
 Shapes: B rows of a batch, N of a split, V voxels, D an embedding's width.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,11 +20,13 @@ from voxray.core.run_config import RunConfig, Stage
 from voxray.core.schema import Schema
 from voxray.core.task import Summary, Task
 from voxray.data.formats.clip_targets import PREFIX
+from voxray.data.formats.voxel_space import VoxelSpace
 from voxray.tasks.fmri_clip import objective, scores
 from voxray.tasks.fmri_clip.config import CLIPS, Config, EncoderConfig
-from voxray.tasks.fmri_clip.data import FmriClipBatch, FmriClipData, draw_repeat
+from voxray.tasks.fmri_clip.data import SPACE, FmriClipBatch, FmriClipData, draw_repeat
 from voxray.tasks.fmri_clip.generation import StimulusMaker
 from voxray.tasks.fmri_clip.model import ClipAdapter, Encoder, Inverse, unit_rows
+from voxray.tasks.fmri_clip.voxel_maps import voxel_files, voxel_values
 
 POOLED = "pooled_"  # columns of what InfoNCE compares: the mean over several targets
 
@@ -285,9 +288,19 @@ class FmriClip(FmriClipData, Task):
         return None if measured is None else torch.as_tensor(measured)[self._kept(self.config.model)]
 
     def _retrieval(self, rows: Rows) -> dict[str, torch.Tensor]:
-        """Return each metric's values over the rows [N]; few rows by `data.limit_samples` may have none."""
-        is_cut = self.config.data.limit_samples is not None
-        return scores.retrieval_rows(rows, self.config.objective, is_cut)
+        """Return each metric's values over the rows [N]; a run that is cut short may have none."""
+        return scores.retrieval_rows(rows, self.config.objective, self._is_cut())
+
+    def _is_cut(self) -> bool:
+        """Whether the config has a run see a few rows only, as one that is tried out does."""
+        return self.config.data.limit_samples is not None or self.config.training.overfit_batches is not None
+
+    def check_evaluated(self, split: str, column: Callable[[str], np.ndarray]) -> None:
+        """Refuse a split with fewer stimuli than a gallery has."""
+        own = self.config.objective
+        is_judged_so = self.config.model.architecture != "clip2fmri" and own.gallery != "all"
+        if is_judged_so and not self._is_cut():
+            scores.check_gallery(own, len(np.unique(column("stimulus_id").astype(str))), f"split '{split}'")
 
     def metric_names(self) -> tuple[str, ...]:
         """Return the names of `summarize`."""
@@ -310,6 +323,14 @@ class FmriClip(FmriClipData, Task):
         assert merged.rows is not None
         left_out = ("target", f"{POOLED}target", f"{POOLED}embedding")
         return {name: value for name, value in merged.rows.columns.items() if name not in left_out}
+
+    def evaluation_files(self, model: nn.Module, merged: Evaluation, split: str) -> dict[str, bytes]:
+        """Return a table of the voxels (r of clip2fmri, weights of encoders), and volumes of them where the
+        dataset says where they lie.
+        """
+        space = self.statistics.get("x", {}).get(SPACE)
+        known = None if space is None else VoxelSpace.from_plain(space)
+        return voxel_files(*voxel_values(model, merged, self._ncsnr()), known, split)
 
     def example_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Return the voxels, or for clip2fmri the embeddings."""

@@ -41,11 +41,12 @@ PRESETS = {
 class HyperspectralPrepareConfig(PrepareConfig, frozen=True):
     """How raw cubes become rows."""
 
-    layout: Literal["auto", "table", "scene", "file"] = Field(
+    layout: Literal["auto", "table", "scene", "envi", "file"] = Field(
         default="auto",
         description=(
-            "table: HDF5 cubes that a CSV lists; scene: MAT files with ground truth beside them; file: HDF5 "
-            "or NPY cubes without a table; auto: what the folder holds, in this order"
+            "table: HDF5 cubes that a CSV lists; scene: MAT files with ground truth beside them; envi: ENVI "
+            "headers and their files, likewise; file: HDF5 or NPY cubes without a table; auto: what the "
+            "folder holds, in this order"
         ),
     )
     table: str = Field(default="", description="the CSV file, where the folder holds several")
@@ -126,6 +127,13 @@ class ModelConfig(Section, frozen=True):
     )
     grad_checkpointing: bool = Field(
         default=False, description="compute the blocks' activations again instead of keeping them"
+    )
+    position_std: float = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="deviation that the position embeddings begin with; upstream's 0.02 is small beside "
+        "embedded values of about 1",
     )
     # the preset's unless set
     embed_dim: int | None = Field(default=None, ge=1)

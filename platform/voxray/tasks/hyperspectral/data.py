@@ -1,4 +1,4 @@
-"""Hyperspectral rows: schema, raw rows of three layouts, loading, typed batches.
+"""Hyperspectral rows: schema, raw rows of four layouts, loading, typed batches.
 
 A scene whose only group is itself cannot be split: `prepare.tile` cuts it, and `prepare.split_by=block` lets
 square blocks of its tiles go to several splits, `row` single tiles. Neighbours are alike, so such a score is
@@ -19,9 +19,17 @@ from voxray.core.batch import Batch, Columns, as_tensor
 from voxray.core.prepared_rows import PreparedRows
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, SynthReport, TaskData
-from voxray.data.formats.cube_files import NPY_SUFFIX, load_npy_cube, read_cube_files
-from voxray.data.formats.hypercube import SPECTRALEYE_BANDS, load_hypercube, load_rgb, read_hypercubes
+from voxray.data.formats.cube_files import NPY_SUFFIX, load_npy_cube, npy_cube_size, read_cube_files
+from voxray.data.formats.envi import ENVI_SUFFIX, load_envi, read_envi_scenes
+from voxray.data.formats.hypercube import (
+    SPECTRALEYE_BANDS,
+    hypercube_size,
+    load_hypercube,
+    load_rgb,
+    read_hypercubes,
+)
 from voxray.data.formats.scene_mat import load_scene, read_scenes
+from voxray.data.formats.scene_tiles import pad, tiles, window
 from voxray.tasks.hyperspectral.config import Config, HyperspectralPrepareConfig
 from voxray.tasks.hyperspectral.masking import row_keys
 from voxray.tasks.hyperspectral.reflectance import log_reflectance
@@ -82,9 +90,9 @@ class HyperspectralData(TaskData):
         )
 
     def read_raw(self, source: Path) -> Iterator[RawRow | BadRow]:
-        """Yield the cubes of a table, the scenes (or tiles) of MAT files, or single files.
+        """Yield the cubes of a table, the scenes (or tiles) of MAT or ENVI files, or single files.
 
-        Raises InputError as `read_hypercubes`, `read_scenes` and `read_cube_files` do.
+        Raises InputError as `read_hypercubes`, `read_scenes`, `read_envi_scenes` and `read_cube_files` do.
         """
         prepare = self.config.data.prepare
         layout = _layout_of(source) if prepare.layout == "auto" else prepare.layout
@@ -152,7 +160,7 @@ def chosen_bands(prepare: HyperspectralPrepareConfig) -> tuple[int, ...] | None:
 
 
 def _group_of(row: RawRow, patient: str, prepare: HyperspectralPrepareConfig) -> str:
-    if prepare.split_by == "block" and "scene" in row:
+    if prepare.split_by == "block" and "top" in row:
         return f"{patient}:{row['top'] // prepare.block}:{row['left'] // prepare.block}"
     return row["sample_id"] if prepare.split_by == "row" else patient
 
@@ -160,24 +168,51 @@ def _group_of(row: RawRow, patient: str, prepare: HyperspectralPrepareConfig) ->
 def _layout_of(source: Path) -> str:
     if any(source.glob("*.csv")):
         return "table"
-    return "scene" if any(path.suffix.lower() == ".mat" for path in source.rglob("*")) else "file"
+    suffixes = {path.suffix.lower() for path in source.rglob("*")}
+    return "scene" if ".mat" in suffixes else "envi" if ENVI_SUFFIX in suffixes else "file"
 
 
 def _read_table(source: Path, prepare: HyperspectralPrepareConfig) -> Iterator[RawRow | BadRow]:
-    return read_hypercubes(source, prepare.table or None, chosen_bands(prepare), prepare.dataset)
+    rows = read_hypercubes(source, prepare.table or None, chosen_bands(prepare), prepare.dataset)
+    return _cut(rows, prepare)
 
 
 def _read_scenes(source: Path, prepare: HyperspectralPrepareConfig) -> Iterator[RawRow | BadRow]:
     return read_scenes(source, prepare.tile, prepare.variable or None)
 
 
+def _read_envi(source: Path, prepare: HyperspectralPrepareConfig) -> Iterator[RawRow | BadRow]:
+    return read_envi_scenes(source, prepare.tile)
+
+
 def _read_files(source: Path, prepare: HyperspectralPrepareConfig) -> Iterator[RawRow | BadRow]:
-    return read_cube_files(source, prepare.dataset)
+    return _cut(read_cube_files(source, prepare.dataset), prepare)
+
+
+def _cut(rows: Iterator[RawRow | BadRow], prepare: HyperspectralPrepareConfig) -> Iterator[RawRow | BadRow]:
+    """Yield the tiles of single cubes, whose headers tell their size; their photographs are left out."""
+    for row in rows:
+        if prepare.tile is None or isinstance(row, BadRow):
+            yield row
+            continue
+        is_npy = row["path"].lower().endswith(NPY_SUFFIX)
+        try:
+            height, width = npy_cube_size(row, _band_axis(prepare)) if is_npy else hypercube_size(row)
+        except BadRowError as error:
+            yield BadRow(row["origin"], str(error))
+        else:
+            place = {"top": 0, "left": 0, "height": height, "width": width}
+            yield from tiles(row | place | {"rgb_path": ""}, prepare.tile)
+
+
+def _band_axis(prepare: HyperspectralPrepareConfig) -> int:
+    return 0 if prepare.band_axis == "first" else 2
 
 
 _READERS: Mapping[str, Callable[[Path, HyperspectralPrepareConfig], Iterator[RawRow | BadRow]]] = {
     "table": _read_table,
     "scene": _read_scenes,
+    "envi": _read_envi,
     "file": _read_files,
 }
 
@@ -214,12 +249,15 @@ def load(row: RawRow, prepare: HyperspectralPrepareConfig) -> RawRow:
 
 def _load_cube(row: RawRow, prepare: HyperspectralPrepareConfig) -> RawRow:
     bands = chosen_bands(prepare)
-    if "scene" in row:
+    if row["path"].lower().endswith(ENVI_SUFFIX):
+        loaded = load_envi(row)
+    elif "scene" in row:
         loaded = load_scene(row)
     elif row["path"].lower().endswith(NPY_SUFFIX):
-        loaded = load_npy_cube(row, 0 if prepare.band_axis == "first" else 2)
+        loaded = load_npy_cube(row, _band_axis(prepare))
+        loaded = _padded(loaded | {"cube": loaded["cube"][:, *window(row)]}, row)
     else:
-        return load_hypercube(row | {"bands": bands})
+        return _padded(load_hypercube(row | {"bands": bands}), row)
     if bands is None:
         return loaded
     cube = loaded["cube"]
@@ -228,7 +266,17 @@ def _load_cube(row: RawRow, prepare: HyperspectralPrepareConfig) -> RawRow:
             f"'{row['path']}': band {bands[-1]} is asked for, but the cube has {len(cube)} bands (numbered "
             "from 0); choose others"
         )
-    return loaded | {"cube": cube[list(bands)]}
+    chosen = ("cube", "wavelengths_nm")
+    return loaded | {name: loaded[name][list(bands)] for name in chosen if name in loaded}
+
+
+def _padded(loaded: RawRow, row: RawRow) -> RawRow:
+    """Fill a tile that reaches over its cube's edge; what is filled in was not measured."""
+    if "top" not in row:
+        return loaded
+    cube = loaded["cube"]
+    valid = pad(np.ones(cube.shape[1:], np.uint8), row)
+    return loaded | {"cube": pad(cube, row), "valid": valid, "labels": np.zeros(valid.shape, np.int16)}
 
 
 def _shrink(

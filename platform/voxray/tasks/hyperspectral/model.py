@@ -43,13 +43,13 @@ class Bands(nn.Module):
 class Positions(nn.Module):
     """Learned position embeddings, one per place and one per group of bands, added up."""
 
-    def __init__(self, grid: TokenGrid, dim: int) -> None:
-        """Begin near zero."""
+    def __init__(self, grid: TokenGrid, dim: int, std: float) -> None:
+        """Begin with normal values of deviation `std`."""
         super().__init__()
         self.place_LD = nn.Parameter(torch.empty(grid.places, dim))
         self.group_TD = nn.Parameter(torch.empty(grid.groups, dim))
         for parameter in (self.place_LD, self.group_TD):
-            nn.init.trunc_normal_(parameter, std=INIT_STD)
+            nn.init.trunc_normal_(parameter, std=std)
 
     def forward(self) -> torch.Tensor:
         """Return [N, D]."""
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
         shape = config.shape
         self.grid = grid
         self.embed = nn.Linear(grid.values, shape.embed_dim)
-        self.positions = Positions(grid, shape.embed_dim)
+        self.positions = Positions(grid, shape.embed_dim, config.position_std)
         self.stack = Blocks(
             shape.embed_dim, shape.depth, shape.num_heads, shape.mlp_ratio, config.grad_checkpointing
         )
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(shape.embed_dim, shape.decoder_dim)
         self.mask_token_E = nn.Parameter(torch.empty(shape.decoder_dim))
         nn.init.normal_(self.mask_token_E, std=INIT_STD)
-        self.positions = Positions(grid, shape.decoder_dim)
+        self.positions = Positions(grid, shape.decoder_dim, config.position_std)
         self.stack = Blocks(
             shape.decoder_dim,
             shape.decoder_depth,

@@ -38,7 +38,8 @@ def try_batch(
     start: weights.WeightsAt | None,
     tell: Callable[[str], Any],
 ) -> str:
-    """Run one batch forward and backward and return a sentence with its loss.
+    """Run one batch forward and backward and return a sentence with its loss, and with its weighted terms
+    where there are several.
 
     A few rows go first; where they show that the whole batch takes long, they are all. A closed form needs no
     backward pass: its inputs and outputs are computed. Raises RunError when the loss is not finite.
@@ -61,22 +62,23 @@ def try_batch(
     loss = _loss(task, model, few, stage, device)
     seconds = (time.monotonic() - began) * len(batch) / len(few)
     if len(few) == len(batch):
-        return f"loss {loss:.4g} of {len(batch)} rows"
+        return f"{loss} of {len(batch)} rows"
     if device.type == "cpu" and seconds > AT_MOST_S:
-        return f"loss {loss:.4g} of {len(few)} rows; all {len(batch)} would take about {seconds:.0f} s"
+        return f"{loss} of {len(few)} rows; all {len(batch)} would take about {seconds:.0f} s"
     began = time.monotonic()
     loss = _loss(task, model, batch, stage, device)
-    return f"loss {loss:.4g} of {len(batch)} rows in {time.monotonic() - began:.2g} s"
+    return f"{loss} of {len(batch)} rows in {time.monotonic() - began:.2g} s"
 
 
-def _loss(task: Task, model: nn.Module, batch: Batch, stage: Stage, device: torch.device) -> float:
-    """Return the loss of one forward pass, after its backward pass."""
+def _loss(task: Task, model: nn.Module, batch: Batch, stage: Stage, device: torch.device) -> str:
+    """Return the loss of one forward pass in words, after its backward pass."""
     module = parallel.LossModule(task, model)
     torch.manual_seed(key(stage.training.seed, "step", 0, 0, 0))  # dropout as in the run's first update
     counts = total_counts(task, [batch], stage)
     with parallel.forward_context(module, stage, device, ends_update=True):
         sums = module(batch, stage)
-        total = torch.stack([value / counts[name].to(value.dtype) for name, value in sums.items()]).sum()
+        means = {name: value / counts[name].to(value.dtype) for name, value in sums.items()}
+        total = torch.stack(list(means.values())).sum()
         total.backward()
     model.zero_grad(set_to_none=True)
     loss = float(total.detach())
@@ -85,4 +87,5 @@ def _loss(task: Task, model: nn.Module, batch: Batch, stage: Stage, device: torc
         raise RunError(
             f"the loss of the first batch is {loss}: {parts}; look at the data and training.precision"
         )
-    return loss
+    terms = " + ".join(f"{name} {float(value.detach()):.4g}" for name, value in means.items())
+    return f"loss {loss:.4g} = {terms}" if len(means) > 1 else f"loss {loss:.4g}"

@@ -32,6 +32,7 @@ from voxray.train.dry_run.estimate import (
     num_checkpoints,
 )
 from voxray.train.dry_run.first_batch import first_batch, try_batch
+from voxray.train.evaluated_rows import check_evaluated
 from voxray.train.length import planned_updates, training_request, validation_request
 from voxray.train.optimisation.parameters import choose_trainable
 from voxray.train.run_folder import run_folder
@@ -132,6 +133,7 @@ def plan(config: RunConfig, tell: Callable[[str], Any] = print) -> Plan:
     task = task_class(config.task)(config, manifest.statistics, manifest.schema)
     source = open_source(dataset, config.data, 0, config.scale.most_workers, task.read_stages())
     stages = config.resolved_stages()
+    check_evaluated(task, source, stages)
     planned = [stage_plan(task, source, stage) for stage in stages]
     check_disk(config, max(stage.checkpoint_bytes for stage in planned), run.path)
     # The first stage starts from nothing of this run, so it is the one that can be tried.

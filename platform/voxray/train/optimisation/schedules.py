@@ -4,25 +4,15 @@ A rate is `base × shape(place)`. Update 0 of a linear warm-up has rate 0, as up
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from voxray.core.place import Place
 from voxray.train.config import TrainingConfig
 
 # fastai's `moms` (fastai/learner.py): momentum at the start, at the highest rate, at the end of one_cycle.
 CYCLED_MOMENTUM = (0.95, 0.85, 0.95)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a stage stands: updates done before this one, of how many; epochs done, of how many."""
-
-    step: int
-    num_steps: int
-    epoch: int
-    num_epochs: int
 
 
 def set_rates(optimizer: torch.optim.Optimizer, training: TrainingConfig, place: Place) -> float:

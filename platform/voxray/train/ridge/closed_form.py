@@ -39,6 +39,7 @@ class ClosedFormReport:
     alpha: tuple[float, ...]  # one for all targets, or one for each
     alphas: tuple[float, ...]
     held_out_mse: tuple[tuple[float, ...], ...]  # alphas × (1 or targets); empty where there was one alpha
+    fold_mse: tuple[tuple[float, ...], ...]  # folds × alphas, over all targets; empty likewise
     train_mse: float
     condition_number: float
     solver: str  # primal or dual, cholesky or eigh
@@ -59,6 +60,7 @@ class ClosedFormReport:
             "alpha": self.alpha[0] if len(self.alpha) == 1 else chosen,
             "alphas": list(self.alphas),
             "held_out_mse": means,
+            "fold_mse": [list(row) for row in self.fold_mse],
             "train/mse": self.train_mse,
             "condition_number": self.condition_number if self.condition_number < math.inf else None,
             "solver": self.solver,
@@ -103,7 +105,8 @@ def fit_stage(
         num_targets=num_targets,
         alpha=tuple(solution.alpha_T.tolist()),
         alphas=training.closed_form.alphas,
-        held_out_mse=() if solution.mse_AT is None else tuple(map(tuple, solution.mse_AT.tolist())),
+        held_out_mse=_rows(solution.mse_AT),
+        fold_mse=_rows(solution.mse_FA),
         train_mse=solution.train_mse,
         condition_number=solution.condition_number,
         solver=f"{solution.form} {solution.method}",
@@ -192,6 +195,10 @@ class _Sums:
         for x_BD, y_BO, fold_B in self.kept.drained():
             self.statistics.add(x_BD, y_BO, fold_B)
         return self.statistics
+
+
+def _rows(values: torch.Tensor | None) -> tuple[tuple[float, ...], ...]:
+    return () if values is None else tuple(map(tuple, values.tolist()))
 
 
 def _of_rank_0(value: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ With K = X Xᵀ about the mean, the coefficients are Xᵀ (K + αI)⁻¹ Y (Saun
 Regression Learning Algorithm in Dual Variables"); no features × features matrix is made.
 
 Legend: N rows of all workers, B rows of a batch, R rows fitted and V rows held out of N, C features of a
-chunk, D features, O targets, Z = D + O, A alphas, T targets that have an alpha of their own.
+chunk, D features, O targets, Z = D + O, A alphas, F folds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -94,9 +94,10 @@ def solve_dual(
     is_centred = fit_intercept or components is not None
     origin_D = _mean(rows.x_ND) if is_centred else rows.x_ND.new_zeros(rows.x_ND.shape[1]).double()
     kernel_NN = _kernel(rows.x_ND, origin_D)
-    mse_AT = None
+    mse_FAO = None
     if len(alphas) > 1:
-        mse_AT = _cross_validate(rows, kernel_NN, num_folds, alphas, per_target, fit_intercept, components)
+        mse_FAO = _cross_validate(rows, kernel_NN, num_folds, alphas, fit_intercept, components)
+    mse_AT = None if mse_FAO is None else held_out_mse(mse_FAO, per_target)
     alpha_T = [alphas[0]] if mse_AT is None else best_alphas(mse_AT, alphas)
     mean_O = rows.y_NO.mean(0) if fit_intercept else torch.zeros_like(rows.y_NO[0])
     system = System(kernel_NN, rows.y_NO - mean_O, len(alphas), components)
@@ -114,6 +115,7 @@ def solve_dual(
         intercept_O=mean_O - origin_D @ coef_DO,
         alpha_T=torch.tensor(alpha_T, dtype=torch.float64),
         mse_AT=mse_AT,
+        mse_FA=None if mse_FAO is None else mse_FAO.mean(2),
         train_mse=float(residual_NO.square().mean()),
         condition_number=condition_number,
         form="dual",
@@ -129,11 +131,10 @@ def _cross_validate(
     kernel_NN: torch.Tensor,
     num_folds: int,
     alphas: Sequence[float],
-    per_target: bool,
     fit_intercept: bool,
     components: int | None,
 ) -> torch.Tensor:
-    """Return the held-out mean squared error of each alpha [A, T]."""
+    """Return the held-out mean squared error of each fold, alpha and target [F, A, O]."""
     mse_FAO: list[torch.Tensor] = []
     for fold in check_folds(torch.bincount(rows.fold_N, minlength=num_folds).tolist()):
         held_out_N = (rows.fold_N == fold).to(kernel_NN.device)
@@ -149,7 +150,7 @@ def _cross_validate(
         system = System(fitted_RR, y_RO - mean_O, len(alphas), components)
         errors = [(y_VO - mean_O - across_VR @ system.solve(a)).square().mean(0) for a in alphas]
         mse_FAO.append(torch.stack(errors))
-    return held_out_mse(mse_FAO, per_target)
+    return torch.stack(mse_FAO)
 
 
 def _mean(x_ND: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,7 @@ from them (a fold's complement is the total minus the fold) and returns the coef
 on their own means and joined by the pairwise update of Chan, Golub and LeVeque (1979), "Updating Formulae and
 a Pairwise Algorithm for Computing Sample Variances", so large means do not cancel the digits that matter.
 
-Legend: B rows of a batch, D features, O targets, Z = D + O (features, then targets), F folds, A alphas,
-T targets that have an alpha of their own.
+Legend: B rows of a batch, D features, O targets, Z = D + O (features, then targets), F folds, A alphas.
 """
 
 import math
@@ -232,9 +231,10 @@ def solve(
     of the features. Raises InputError where fewer than two folds hold rows to choose by.
     """
     total = statistics.total()
-    mse_AT = None
+    mse_FAO = None
     if len(alphas) > 1:
-        mse_AT = _cross_validate(statistics, total, alphas, per_target, fit_intercept, components)
+        mse_FAO = _cross_validate(statistics, total, alphas, fit_intercept, components)
+    mse_AT = None if mse_FAO is None else held_out_mse(mse_FAO, per_target)
     alpha_T = [alphas[0]] if mse_AT is None else best_alphas(mse_AT, alphas)
     found = None if components is None else total.components(components)
     rows = total if found is None else found.of(total)
@@ -253,6 +253,7 @@ def solve(
         intercept_O=intercept_O,
         alpha_T=torch.tensor(alpha_T, dtype=torch.float64),
         mse_AT=mse_AT,
+        mse_FA=None if mse_FAO is None else mse_FAO.mean(2),
         train_mse=train_mse,
         condition_number=condition_number,
         form="primal",
@@ -278,11 +279,10 @@ def _cross_validate(
     statistics: Statistics,
     total: Moments,
     alphas: Sequence[float],
-    per_target: bool,
     fit_intercept: bool,
     components: int | None,
 ) -> torch.Tensor:
-    """Return the held-out mean squared error of each alpha [A, T]."""
+    """Return the held-out mean squared error of each fold, alpha and target [F, A, O]."""
     mse_FAO: list[torch.Tensor] = []
     for fold in check_folds(statistics.rows_per_fold):
         held_out = statistics.of_fold(fold)
@@ -297,4 +297,4 @@ def _cross_validate(
             intercept_O = rest.intercept(coef_DO, fit_intercept)
             errors_AO.append(held_out.mean_squared_error(coef_DO, intercept_O))
         mse_FAO.append(torch.stack(errors_AO))
-    return held_out_mse(mse_FAO, per_target)
+    return torch.stack(mse_FAO)

@@ -36,7 +36,8 @@ class Solution:
     """A ridge regression: predictions are X coef_ODᵀ + intercept_O. All tensors are float64.
 
     `alpha_T` holds the chosen penalty, one for all targets or one for each; `mse_AT` the mean squared error
-    that each alpha left on held-out rows, averaged over folds (None where there was one alpha).
+    that each alpha left on held-out rows, averaged over folds, and `mse_FA` that of each fold, averaged over
+    targets (None where there was one alpha).
     `condition_number` is that of M + αI with the smallest chosen α, `train_mse` that of the fitted rows.
     """
 
@@ -44,6 +45,7 @@ class Solution:
     intercept_O: torch.Tensor
     alpha_T: torch.Tensor
     mse_AT: torch.Tensor | None
+    mse_FA: torch.Tensor | None
     train_mse: float
     condition_number: float
     form: Literal["primal", "dual"]
@@ -198,12 +200,12 @@ def _solved(factor_SS: torch.Tensor, right_SB: torch.Tensor) -> torch.Tensor:
     return torch.linalg.solve_triangular(factor_SS.T, half_SB, upper=True)
 
 
-def held_out_mse(mse_FAO: Sequence[torch.Tensor], per_target: bool) -> torch.Tensor:
+def held_out_mse(mse_FAO: torch.Tensor, per_target: bool) -> torch.Tensor:
     """Return the folds' mean squared errors averaged over folds, and over targets unless `per_target`.
 
-    Each fold weighs the same, as in scikit-learn's GridSearchCV. [A, O] per fold → [A, O or 1].
+    Each fold weighs the same, as in scikit-learn's GridSearchCV. [F, A, O] → [A, O or 1].
     """
-    mse_AO = torch.stack(list(mse_FAO)).mean(0)
+    mse_AO = mse_FAO.mean(0)
     return mse_AO if per_target else mse_AO.mean(1, keepdim=True)
 
 

@@ -27,8 +27,9 @@ def evaluate_run(
     """Evaluate a split with 95 % intervals by group and return the summary.
 
     `with_floor` fits the task's linear floor on the training split of the run's dataset and scores it on the
-    same rows. evaluation_<split>.json and predictions_<split>.parquet go into `out`, where they must not be
-    yet; by default into the run, anew; nowhere for another dataset or another checkpoint than the run's best.
+    same rows. evaluation_<split>.json, predictions_<split>.parquet and what the task adds go into `out`,
+    where the two must not be yet; by default into the run, anew; nowhere for another dataset or another
+    checkpoint than the run's best.
     """
     if out is not None:
         for file in result_files(out, split):
@@ -136,10 +137,13 @@ def _floor(trained: Trained, source: LocalStream, split: str, merged: Evaluation
 
 
 def _write(trained: Trained, folder: Path, split: str, merged: Evaluation, result: dict[str, Any]) -> None:
-    """Write both files; the evaluation last, as it stands for both. Without rows there are no predictions."""
+    """Write the files, the evaluation last, as it stands for all. Without rows there are no predictions."""
     predictions, evaluation = result_files(folder, split)
     if merged.rows is not None:
         about = about_predictions(trained, result["dataset"], split)
         write_predictions(predictions, iter([predictions_table(trained.task, merged)]), about)
+    further = trained.task.evaluation_files(trained.model, merged, split)
     with whole(evaluation) as partial:
+        for name, content in further.items():
+            partial.with_name(name).write_bytes(content)
         partial.write_text(json.dumps(result, indent=1))

@@ -149,9 +149,23 @@ def _write_pt(trained: Trained, out: Path) -> None:
         raise RunError(f"what was read back of {out.name} is not what was written; it was not kept")
 
 
+class _Plain(nn.Module):
+    """A model whose output is a plain tuple of its tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors_of(self.model(*inputs)))
+
+
 def _write_torch_export(model: nn.Module, inputs: Inputs, out: Path, trained: Trained) -> Run:
+    shapes: tuple[Any, ...] = _dynamic(inputs)
+    if hasattr(model(*inputs), "_fields"):  # a named tuple's class is ours, and a reader has torch alone
+        model, shapes = _Plain(model), (shapes,)
     try:
-        program = torch.export.export(model, inputs, dynamic_shapes=_dynamic(inputs))
+        program = torch.export.export(model, inputs, dynamic_shapes=shapes)
     except Exception as error:
         raise _not_traceable("torch_export", error) from error
     torch.export.save(program, out, extra_files={"config.json": _config_text(trained)})

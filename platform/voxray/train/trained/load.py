@@ -36,7 +36,8 @@ class Trained:
     """A model in evaluation mode on `device`, with the task that it was trained for.
 
     `stage` is the one that the weights come from: the task, and all that is computed with it, goes by that
-    stage's values. `run` is the run's folder where the run itself (its best) was asked for, else None.
+    stage's values. `run` is the run's folder where the run itself (its best, with its own values) was asked
+    for, else None.
     """
 
     model: nn.Module
@@ -109,7 +110,8 @@ def load(
             f"was the task's code changed since? ({' '.join(str(error).split())})"
         ) from error
     is_averaged = "ema.safetensors" in manifest["files"]
-    return Trained(model.to(where).eval(), task, config, stage, facts, where, folder, is_averaged, run)
+    own = None if overrides else run
+    return Trained(model.to(where).eval(), task, config, stage, facts, where, folder, is_averaged, own)
 
 
 def find(reference: Path) -> tuple[Path, Path | None]:

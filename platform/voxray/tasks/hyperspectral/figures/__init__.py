@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 
 from voxray.config.errors import InputError, RunError
-from voxray.core.figures import Figure, RunView, Tile
+from voxray.core.figures import Figure, RunView
 from voxray.tasks.hyperspectral.figures.images import panels, photograph, side_by_side
 from voxray.tasks.hyperspectral.figures.shown import Shown, is_tile, stitched
 from voxray.tasks.hyperspectral.figures.spectra import error_plot, spectra_plot
 
+_CLASSES = "A colour per class; white: unlabelled, or not in this split."
+_BANDS = (
+    "The bands nearest to red, green and blue (without wavelengths: three bands of the spectrum), stretched "
+    "alike in all pictures of a cube. Grey: hidden in that band."
+)
 MOST_TILES = 4000  # of a scene: more than these are not stitched
 
 
@@ -64,24 +69,21 @@ def _errors(run: RunView, shown: list[Shown]) -> list[Figure]:
 
 
 def _cubes(run: RunView, shown: list[Shown]) -> list[Figure]:
-    if not shown or (shown[0].made_CHW is None and shown[0].predicted_HW is None):
-        return []
+    """Return a picture per cube; classes are compared, or voxels."""
     red, green, blue = (float(nm) for nm in run.config["figures"]["rgb_nm"])
-    tiles: list[Tile] = []
+    found: list[Figure] = []
     for each in shown:
-        pictures = panels(each, (red, green, blue))
+        if each.made_CHW is None and each.predicted_HW is None:
+            continue
         photo = photograph(each) if run.config["figures"]["load_rgb"] else None
-        named = ({} if photo is None else {"photograph": photo}) | pictures
-        lines = (" | ".join(named), *_about(each))
-        tiles.append(Tile(side_by_side(list(named.values())), each.sample_id, lines))
-    if shown[0].predicted_HW is not None:
-        caption = "A colour per class; white: unlabelled, or not in this split."
-        return [Figure("Classes", caption, tiles=tuple(tiles))]
-    caption = (
-        "The bands nearest to red, green and blue (without wavelengths: three bands of the spectrum), "
-        "stretched alike in all pictures of a cube. Grey: hidden in that band."
-    )
-    return [Figure("Original, masked, reconstruction", caption, tiles=tuple(tiles))]
+        named = ({} if photo is None else {"photograph": photo}) | panels(each, (red, green, blue))
+        title = "Original, masked, reconstruction" if each.predicted_HW is None else "Classes"
+        lines = [" | ".join(named), *_about(each)]
+        if not found:  # once is enough
+            lines.append(_CLASSES if each.made_CHW is None else _BANDS)
+        picture = side_by_side(list(named.values()))
+        found.append(Figure(f"{title} of {each.sample_id}", ". ".join(lines), picture=picture))
+    return found
 
 
 def _about(shown: Shown) -> tuple[str, ...]:

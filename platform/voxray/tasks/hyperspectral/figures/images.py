@@ -9,10 +9,11 @@ import numpy as np
 
 from voxray.tasks.hyperspectral.figures.shown import Shown
 
-SHOWN_SIDE_PX = 240  # smaller pictures are enlarged to about this, by whole factors
-GAP_PX = 8
+SHOWN_SIDE_PX = 320  # smaller pictures are enlarged to about this, by whole factors
+GAP_PX, LINE_PX = 12, 2  # between pictures: a line, since what is white in them has no edge
 STRETCH = (2.0, 98.0)  # percentiles of the measured pixels that become black and white
 HIDDEN_GREY, OUTSIDE_GREY = 0.5, 1.0
+LINE_GREY = 120
 _GOLDEN = 0.61803398875  # of the colour circle: neighbouring classes get colours far apart
 
 
@@ -86,6 +87,7 @@ def side_by_side(pictures: list[np.ndarray]) -> bytes:
     factor = -(-SHOWN_SIDE_PX // max(pictures[0].shape[:2]))
     enlarged = [picture.repeat(factor, 0).repeat(factor, 1) for picture in pictures]
     gap = np.full((enlarged[0].shape[0], GAP_PX, 3), 255, np.uint8)
+    gap[:, (GAP_PX - LINE_PX) // 2 : (GAP_PX + LINE_PX) // 2] = LINE_GREY
     row: list[np.ndarray] = []
     for picture in enlarged:
         row += [gap, picture] if row else [picture]

@@ -11,6 +11,8 @@ from voxray.tasks.hyperspectral.figures.shown import Shown
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE)
 NUM_PIXELS = 4
 HEIGHT_PX = 340
+MARKER_PX, SMALL_MARKER_PX = 7, 3
+MANY_BANDS = 60  # from here on large markers would hide the line
 
 
 def band_axis(wavelengths_C: np.ndarray) -> tuple[list[float], str]:
@@ -65,6 +67,7 @@ def spectra_plot(shown: Shown) -> dict[str, Any]:
     assert shown.made_CHW is not None
     assert shown.hidden_CHW is not None
     x, title = band_axis(shown.wavelengths_C)
+    marker = MARKER_PX if len(x) < MANY_BANDS else SMALL_MARKER_PX
     traces: list[dict[str, Any]] = []
     for (row, column), colour in zip(chosen_pixels(shown), COLOURS, strict=False):
         name = f"row {row}, column {column}"
@@ -87,7 +90,7 @@ def spectra_plot(shown: Shown) -> dict[str, Any]:
                 "name": f"{name}, made",
                 "y": [float(value) for value in shown.made_CHW[:, row, column]],
                 "line": {"color": colour, "width": 1, "dash": "dot"},
-                "marker": {"color": colour, "size": [7 if hidden else 0 for hidden in hidden_C]},
+                "marker": {"color": colour, "size": [marker * int(hidden) for hidden in hidden_C]},
             }
         )
     layout = {
