@@ -1,9 +1,12 @@
 """The `generation` section: pictures from predicted embeddings, by a diffusers pipeline."""
 
+import contextlib
+from collections.abc import Generator
 from typing import Literal
 
 from pydantic import Field
 
+from voxray.config.errors import InputError, RunError
 from voxray.config.section import Section
 
 
@@ -34,3 +37,28 @@ class GenerationConfig(Section, frozen=True):
     size: int | None = Field(
         default=None, ge=8, multiple_of=8, description="side in pixels; default: the pipeline's own"
     )
+
+    def named_pipeline(self) -> str:
+        """Return `pipeline`. Raises InputError where it names none."""
+        if self.pipeline:
+            return self.pipeline
+        raise InputError(
+            "generation.pipeline names no pipeline; add generation.pipeline=FOLDER or a hub's id, e.g. "
+            "stabilityai/stable-diffusion-2-1-unclip-small"
+        )
+
+
+@contextlib.contextmanager
+def told_of_pipeline() -> Generator[None, None, None]:
+    """Name the key: a ValueError of `nn.generation` becomes an InputError, too little memory a RunError."""
+    import torch
+
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"generation.pipeline: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "the GPU's memory does not hold the pipeline and its pictures; make them fewer or smaller "
+            "with generation.num_images or generation.size"
+        ) from error

@@ -41,7 +41,7 @@ class Clip:
         }
 
 
-def save_tiny_clip(folder: Path) -> Path:
+def save_tiny_clip(folder: Path, projection_dim: int = 24, num_blocks: int = 3) -> Path:
     """Write a CLIP tower with random weights, as `from_pretrained` reads it: 32 pixels, 17 tokens × 32."""
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -50,8 +50,8 @@ def save_tiny_clip(folder: Path) -> Path:
     config = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
-        projection_dim=24,
-        num_hidden_layers=3,
+        projection_dim=projection_dim,
+        num_hidden_layers=num_blocks,
         num_attention_heads=4,
         image_size=32,
         patch_size=8,

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from voxray.config.errors import InputError, RunError
-from voxray.core.generation import GenerationConfig
+from voxray.config.errors import InputError
+from voxray.core.generation import told_of_pipeline
 from voxray.core.pictures import Picture, PicturedRow, Pictures, Take, chosen_rows
 from voxray.core.randomness import key
 from voxray.data.formats.clip_targets import PREFIX
 from voxray.data.formats.pictures import stored_pictures
-from voxray.nn.generation import Generator, PipelineFacts, read_pipeline
+from voxray.nn.generation import Generator, read_pipeline
 from voxray.nn.made_pictures import clip_scores, embedding_norm, norm_of_targets
 from voxray.tasks.fmri_clip.config import Config
 
@@ -36,7 +36,9 @@ class StimulusMaker:
         self._target_norm = norm_of_targets(statistics.get(PREFIX + target, {}), embedding_dim)
         if config.model.architecture == "clip2fmri":
             raise InputError("model.architecture=clip2fmri predicts voxels; pictures are made of embeddings")
-        self._facts = _facts(config.generation)
+        chosen = config.generation
+        with told_of_pipeline():
+            self._facts = read_pipeline(chosen.named_pipeline(), chosen.revision, chosen.kind)
         wanted = self._facts.embedding_dim
         if wanted != embedding_dim:
             raise InputError(
@@ -53,7 +55,7 @@ class StimulusMaker:
         config = self._config
         chosen = chosen_rows(predictions["sample_id"], predictions["stimulus_id"], config.num_rows)
         ids = [predictions["sample_id"][row] for row in chosen]
-        try:
+        with told_of_pipeline():
             generator = Generator(self._facts, self._device)
             norm, whence = embedding_norm(config.embedding_norm, self._target_norm, generator)
             embeddings_RE = norm * F.normalize(predictions["embedding"][chosen].float(), dim=-1)
@@ -61,13 +63,6 @@ class StimulusMaker:
                 self._made(generator, embedding_E, name)
                 for embedding_E, name in zip(embeddings_RE, ids, strict=True)
             ]
-        except ValueError as error:
-            raise InputError(f"generation.pipeline: {error}") from error
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                "the GPU's memory does not hold the pipeline and its pictures; make them fewer or smaller "
-                "with generation.num_images or generation.size"
-            ) from error
         truths = stored_pictures(take(ids) if take is not None else {})
         scores_RKR = clip_scores(generator, made, truths) if truths else None
         rows = [
@@ -89,18 +84,6 @@ class StimulusMaker:
         config = self._config
         seeds = [key(config.seed, name, number) for number in range(config.num_images)]
         return generator.generate(embedding_E, seeds, config.steps, config.guidance, config.size)
-
-
-def _facts(config: GenerationConfig) -> PipelineFacts:
-    if not config.pipeline:
-        raise InputError(
-            "generation.pipeline names no pipeline; add generation.pipeline=FOLDER or a hub's id, e.g. "
-            "stabilityai/stable-diffusion-2-1-unclip-small"
-        )
-    try:
-        return read_pipeline(config.pipeline, config.revision, config.kind)
-    except ValueError as error:
-        raise InputError(f"generation.pipeline: {error}") from error
 
 
 # --- the CLIP score

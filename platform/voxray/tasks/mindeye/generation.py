@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from voxray.config.errors import InputError, RunError
+from voxray.config.errors import InputError
+from voxray.core.generation import told_of_pipeline
 from voxray.core.pictures import Picture, PicturedRow, Pictures, Take, chosen_rows
 from voxray.core.randomness import key
 from voxray.data.formats.clip_targets import PREFIX
 from voxray.data.formats.pictures import stored_pictures
 from voxray.metrics.reconstruction import grey_ssim, pixel_correlation
-from voxray.nn.generation import Generator, PipelineFacts, read_pipeline
+from voxray.nn.generation import Generator, read_pipeline
 from voxray.nn.made_pictures import clip_scores, embedding_norm, norm_of_targets
-from voxray.tasks.mindeye.config import Config, MindEyeGenerationConfig
+from voxray.tasks.mindeye.config import Config
 
 SAMPLES = "prior_samples"  # the column [N, K, E] of predictions that pictures are made of
 
@@ -37,7 +38,9 @@ class ReconstructionMaker:
         self._config, self._device = config.generation, device
         target = config.model.target
         self._target_norm = norm_of_targets(statistics.get(PREFIX + target, {}), embedding_dim)
-        self._facts = _facts(config.generation)
+        chosen = config.generation
+        with told_of_pipeline():
+            self._facts = read_pipeline(chosen.named_pipeline(), chosen.revision, chosen.kind)
         wanted = self._facts.embedding_dim
         if wanted != embedding_dim:
             raise InputError(
@@ -54,20 +57,13 @@ class ReconstructionMaker:
         chosen = chosen_rows(predictions["sample_id"], predictions["stimulus_id"], config.num_rows)
         ids = [predictions["sample_id"][row] for row in chosen]
         brain_RE = predictions["embedding"][chosen].float()
-        try:
+        with told_of_pipeline():
             generator = Generator(self._facts, self._device)
             notes, embedding_RKE = self._embeddings(predictions, chosen, generator)
             made = [
                 self._kept(generator, embedding_RKE[place], brain_RE[place], name)
                 for place, name in enumerate(ids)
             ]
-        except ValueError as error:
-            raise InputError(f"generation.pipeline: {error}") from error
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                "the GPU's memory does not hold the pipeline and its pictures; make them fewer or smaller "
-                "with generation.num_images or generation.size"
-            ) from error
         truths = stored_pictures(take(ids) if take is not None else {})
         notes += _scores(generator, made, truths)
         rows = [
@@ -117,18 +113,6 @@ class ReconstructionMaker:
             return made_KHW3
         best = int(F.cosine_similarity(found_KE, brain_E[None].to(found_KE), dim=-1).argmax())
         return made_KHW3[best : best + 1]
-
-
-def _facts(config: MindEyeGenerationConfig) -> PipelineFacts:
-    if not config.pipeline:
-        raise InputError(
-            "generation.pipeline names no pipeline; add generation.pipeline=FOLDER or a hub's id, e.g. "
-            "lambdalabs/sd-image-variations-diffusers generation.revision=v2.0"
-        )
-    try:
-        return read_pipeline(config.pipeline, config.revision, config.kind)
-    except ValueError as error:
-        raise InputError(f"generation.pipeline: {error}") from error
 
 
 def _scores(generator: Generator, made: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> list[str]:
