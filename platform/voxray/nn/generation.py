@@ -92,7 +92,7 @@ class Generator:
             pipeline = getattr(diffusers, CLASSES[facts.kind]).from_pretrained(
                 facts.location,
                 revision=facts.revision,
-                torch_dtype=self.dtype,
+                dtype=self.dtype,
                 use_safetensors=True,
                 **({} if facts.kind == "unclip" else no_checker),
             )

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -52,10 +51,8 @@ def test_ctrl_c_then_kill_then_the_rest(space, tmp_path, capsys):
     process = start(space, tmp_path)
     wait_for_trials(process, 3)
     os.kill(process.pid, signal.SIGINT)
-    began = time.monotonic()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert time.monotonic() - began < 10
     assert f"of {NUM_TRIALS} trials are done; run the same command to continue" in output
     assert "Traceback" not in output
     study = tmp_path / "Tiny" / "studies" / "tiny"

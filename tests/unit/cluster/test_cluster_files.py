@@ -172,7 +172,8 @@ def test_condas_environment_is_the_lock():
 
 def test_the_make_targets_build_and_push_the_image_that_is_named():
     done = subprocess.run(
-        ["make", "--dry-run", "push", "IMAGE=registry.example/lab/voxray:1", "TARGET=cpu"],
+        ["make", "--no-print-directory", "--dry-run",
+         "push", "IMAGE=registry.example/lab/voxray:1", "TARGET=cpu"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.splitlines()[-2:] == [

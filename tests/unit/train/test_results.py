@@ -289,7 +289,7 @@ def test_the_command_tells_what_it_wrote_and_goes_on_after_an_interrupt(
         json.dumps({**config.model_dump(mode="json"), "task": "voxray.testing.tiny:Tiny"})
     )
     monkeypatch.setattr("voxray.cluster.connect.connect", contextlib.nullcontext)
-    monkeypatch.setattr("voxray.train.launch.launch", lambda resolved, resume, console: run)
+    monkeypatch.setattr("voxray.train.launch.launch", lambda resolved, resume, console, also: run)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
