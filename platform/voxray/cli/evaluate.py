@@ -54,7 +54,7 @@ def evaluate(
 
 
 def print_evaluation(result: dict[str, Any], run: Path) -> None:
-    """Print what `evaluate_run` returned: the task's table, then a line per metric."""
+    """Print what `evaluate_run` returned: the task's table, then a line per metric that it does not hold."""
     groups = "" if result["num_groups"] is None else f" of {result['num_groups']} groups"
     title = f"{run} · {result['split']}: {result['num_rows']} rows{groups}"
     print_table(result["table"], as_json=False, title=title)
@@ -64,8 +64,9 @@ def print_evaluation(result: dict[str, Any], run: Path) -> None:
 
 def _summary_lines(result: dict[str, Any]) -> list[str]:
     lines = []
+    in_table = {row.get("metric") for row in result["table"]}
     for name, value in result["metrics"].items():
-        if isinstance(value, list):
+        if isinstance(value, list) or name in in_table:
             continue
         bounds = result["intervals"].get(name)
         interval = f"  95 % [{_number(bounds[0])}, {_number(bounds[1])}]" if bounds else ""
