@@ -1,8 +1,8 @@
 """The `generation` section: pictures from predicted embeddings, by a diffusers pipeline."""
 
 import contextlib
-from collections.abc import Generator
-from typing import Literal
+from collections.abc import Callable, Generator
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -46,6 +46,47 @@ class GenerationConfig(Section, frozen=True):
             "generation.pipeline names no pipeline; add generation.pipeline=FOLDER or a hub's id, e.g. "
             "stabilityai/stable-diffusion-2-1-unclip-small"
         )
+
+
+class PipelineFacts(Protocol):
+    """What a pipeline's small files tell."""
+
+    @property
+    def location(self) -> str:
+        """Its folder or id."""
+        ...
+
+    @property
+    def embedding_dim(self) -> int:
+        """How many numbers it takes."""
+        ...
+
+
+Facts = TypeVar("Facts", bound=PipelineFacts)
+
+
+def facts_for(
+    read: Callable[[str, str, Any], Facts],
+    config: GenerationConfig,
+    embedding_dim: int,
+    target: str,
+    mend: str,
+) -> Facts:
+    """Return what `read` (`nn.generation.read_pipeline`) tells of the pipeline that `config` names.
+
+    Raises InputError where it names none, cannot be read, or takes other than the `embedding_dim` numbers of
+    `target`; `mend` says then what else to do than to name another, with the number it takes as `{wanted}`.
+    """
+    with told_of_pipeline():
+        facts = read(config.named_pipeline(), config.revision, config.kind)
+    wanted = facts.embedding_dim
+    if wanted != embedding_dim:
+        raise InputError(
+            f"generation.pipeline: '{facts.location}' takes embeddings of {wanted:,} numbers, and the model "
+            f"predicts {embedding_dim:,} (target '{target}'); name another pipeline, or "
+            + mend.format(wanted=f"{wanted:,}")
+        )
+    return facts
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Take = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
+NO_TRUTHS = "the dataset stores no pictures (data.prepare.images), so none stand beside these"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,24 @@ def chosen_rows(sample_ids: Sequence[str], stimulus_ids: Sequence[str], num: int
     for row in sorted(range(len(sample_ids)), key=lambda row: sample_ids[row]):
         first.setdefault(stimulus_ids[row], row)
     return list(first.values())[:num]
+
+
+def pictured_rows(
+    predictions: Mapping[str, Any],
+    chosen: Sequence[int],
+    made: Sequence[Sequence[Picture]],
+    truths: Sequence[np.ndarray],
+) -> tuple[PicturedRow, ...]:
+    """Return the `chosen` rows of predictions with what was made for each; `truths` may be empty."""
+    return tuple(
+        PicturedRow(
+            predictions["sample_id"][row],
+            str(predictions["stimulus_id"][row]),
+            tuple(made[place]),
+            Picture(truths[place]) if truths else None,
+        )
+        for place, row in enumerate(chosen)
+    )
 
 
 class PictureMaker(Protocol):

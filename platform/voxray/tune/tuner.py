@@ -17,6 +17,7 @@ from voxray.tune.job import Job
 from voxray.tune.ledger import Ledger, Suggestion, TrialRow
 
 if TYPE_CHECKING:
+    from ray.tune import Callback, RunConfig
     from ray.tune.schedulers import TrialScheduler
 
 # An actor that dies (a lost node) is started once more. An exception is not: it would come again.
@@ -71,16 +72,7 @@ def run_trials(
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(
-            name=tune_folder.name,
-            storage_path=str(tune_folder.parent.absolute()),
-            verbose=0,
-            callbacks=[slots, interrupt],
-            failure_config=tune.FailureConfig(max_failures=DEATHS_FORGIVEN),
-            # Tune's checkpoint at a trial's end is one more call of the actor, and ours holds nothing. What
-            # has ended needs none; a training that a scheduler stops is ended by that call.
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=scheduler is not None),
-        ),
+        run_config=_run_config(tune_folder, [slots, interrupt], stops_early=scheduler is not None),
     )
     try:
         with interrupt.listening():
@@ -98,3 +90,18 @@ def run_trials(
     if ledger.remaining() and not interrupt.noticed:
         raise RunError("Ray Tune ended before all trials were done; run the same command to continue")
     return not ledger.remaining()
+
+
+def _run_config(tune_folder: Path, callbacks: "list[Callback]", stops_early: bool) -> "RunConfig":
+    from ray import tune
+
+    return tune.RunConfig(
+        name=tune_folder.name,
+        storage_path=str(tune_folder.parent.absolute()),
+        verbose=0,
+        callbacks=callbacks,
+        failure_config=tune.FailureConfig(max_failures=DEATHS_FORGIVEN),
+        # Tune's checkpoint at a trial's end is one more call of the actor, and ours holds nothing. What has
+        # ended needs none; a training that a scheduler stops is ended by that call.
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=stops_early),
+    )

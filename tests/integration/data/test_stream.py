@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kept_batches import copies, same
 from voxray.config.errors import RunError
 from voxray.core.batch import BatchRules, EpochRequest
 from voxray.core.schema import BYTES, TEXT, Column, Schema
@@ -58,19 +59,6 @@ def rows_of(num, seed=0):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "d", SCHEMA, {"train": rows_of(201)}, 60)
-
-
-def copies(batches):
-    return [{name: values.copy() for name, values in batch.items()} for batch in batches]
-
-
-def same(ours, theirs):
-    assert len(ours) == len(theirs)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.keys() == other.keys()
-        for name, values in mine.items():
-            np.testing.assert_array_equal(other[name], values)
-            assert other[name].dtype == values.dtype, name
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
-import numpy as np
 import pytest
 
+from kept_batches import copies, same
 from voxray.core.batch import EpochRequest
 from voxray.data import ahead
 from voxray.data.ahead import Ahead
@@ -31,18 +31,6 @@ def dataset(tmp_path_factory):
 
 def stream_of(dataset):
     return LocalStream(dataset, DataConfig(shuffle_mb=0.003, read_threads=2))
-
-
-def copies(batches):
-    return [{name: values.copy() for name, values in batch.items()} for batch in batches]
-
-
-def same(ours, theirs):
-    assert len(ours) == len(theirs)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.keys() == other.keys()
-        for name, values in mine.items():
-            np.testing.assert_array_equal(values, other[name])
 
 
 def alone(dataset, request):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kept_batches import copies
 from voxray.config.errors import InputError
 from voxray.core.batch import BatchRules, EpochRequest, as_tensor
 from voxray.core.schema import BYTES, TEXT, Column, Schema
@@ -51,11 +52,6 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "trials", TRIALS, {"train": trial_rows(101)}, 30)
-
-
-def copies(batches):
-    """Keep batches whose arrays are used again."""
-    return [{name: values.copy() for name, values in batch.items()} for batch in batches]
 
 
 def epoch_of(dataset, request, rank=0, world_size=1, window_mb=0.001, **values):

@@ -298,21 +298,6 @@ def test_tensorboard_reads_back_what_was_logged(run, tmp_path):
     assert "| training.batch_size | `32` |" in text
 
 
-@pytest.fixture
-def wandb_alone(tmp_path, monkeypatch):
-    """W&B without this user's settings and credentials, its process ended afterwards."""
-    import wandb
-
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("CONFIG", "CACHE", "DATA"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb_home"))
-    yield
-    wandb.teardown()
-
-
 def wandb_history(folder: Path):
     rows = []
     for record in wandb_records(folder):

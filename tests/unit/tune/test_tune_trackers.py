@@ -355,21 +355,6 @@ def test_tensorboards_own_reader_finds_what_was_drawn_and_reached(study):
     assert list(groups["0002"].metric_values) == []
 
 
-@pytest.fixture
-def wandb_alone(tmp_path, monkeypatch):
-    """W&B without this user's settings and credentials, its process ended afterwards."""
-    import wandb
-
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("CONFIG", "CACHE", "DATA"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb_home"))
-    yield
-    wandb.teardown()
-
-
 def items(update):
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in update}
 

@@ -6,7 +6,6 @@ are not measured. `<scene>_gt.hdr` beside `<scene>.hdr` holds the class map, one
 """
 
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -20,7 +19,7 @@ from voxray.core.task import BadRow, BadRowError, RawRow
 from voxray.data.formats.cube_hdf5 import MAX_ARRAY_BYTES, to_float32
 from voxray.data.formats.hypercube import MAX_NM, MIN_NM
 from voxray.data.formats.rows import first_line
-from voxray.data.formats.scene_tiles import GROUND_TRUTH, as_classes, check_tile, pad, scene_base, tiles
+from voxray.data.formats.scene_tiles import as_classes, pad, scene_rows
 
 ENVI_SUFFIX = ".hdr"
 _MAX_HEADER_BYTES = 16 * 2**20  # wavelengths and map data of a thousand bands take some 100 KiB
@@ -33,30 +32,17 @@ _NO_UNIT = ("", "none", "unknown")
 
 
 def read_envi_scenes(source: Path, tile: int | None = None) -> Iterator[RawRow | BadRow]:
-    """Yield a raw row per scene, or per tile of `tile` × `tile` pixels; only headers are read.
+    """Return a raw row per scene, or per tile of `tile` × `tile` pixels; only headers are read.
 
     A row has sample_id (the header's path below `source` without suffix), scene (the group: the same without
     `_corrected`), path (of the header), labels_path (blank without ground truth), top, left, height, width
-    (pixels). Tiles are those of `scene_tiles.tiles`, and `load_envi` pads them.
+    (pixels). Tiles do not overlap; those at the lower and right edge reach over it, and are
+    padded by `load_envi`.
 
     Raises InputError when spectral is not installed, there is no header, or `tile` is below 1.
     """
-    check_tile(tile)
     library()
-    headers = _headers(source)
-    truths = {scene_base(path): path for path in headers if GROUND_TRUTH.search(path.stem)}
-    scenes = [path for path in headers if not GROUND_TRUTH.search(path.stem)]
-    for path in scenes:
-        origin = path.relative_to(source).as_posix()
-        try:
-            row = _scene(source, path, truths.get(scene_base(path)))
-        except BadRowError as error:
-            yield BadRow(origin, str(error))
-        else:
-            yield from tiles(row | {"origin": origin}, tile)
-    for base in truths.keys() - {scene_base(path) for path in scenes}:
-        reason = f"no scene '{base.name}.hdr' lies beside this ground truth; add it or rename one"
-        yield BadRow(truths[base].relative_to(source).as_posix(), reason)
+    return scene_rows(source, ENVI_SUFFIX, lambda path, truth: _scene(source, path, truth), tile)
 
 
 def load_envi(row: RawRow) -> RawRow:
@@ -101,20 +87,6 @@ def library() -> Any:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _headers(source: Path) -> list[Path]:
-    if not source.is_dir():
-        raise InputError(f"'{source}' is no folder; name the folder that holds the scenes' headers")
-    found = [
-        Path(folder, name)
-        for folder, _, names in os.walk(source)
-        for name in names
-        if name.lower().endswith(ENVI_SUFFIX)
-    ]
-    if not found:
-        raise InputError(f"'{source}' holds no file *.hdr (linked folders are not searched); add the scenes")
-    return sorted(found)
-
-
 def _scene(source: Path, path: Path, truth: Path | None) -> RawRow:
     for header in (path, truth):
         if header is not None:
@@ -127,7 +99,6 @@ def _scene(source: Path, path: Path, truth: Path | None) -> RawRow:
         )
     return {
         "sample_id": path.relative_to(source).with_suffix("").as_posix(),
-        "scene": scene_base(path).relative_to(source).as_posix(),
         "path": str(path),
         "labels_path": "" if truth is None else str(truth),
         "top": 0,

@@ -18,11 +18,10 @@ import h5py
 import numpy as np
 from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue] - not in its type stubs
 
-from voxray.config.errors import InputError
 from voxray.core.task import BadRow, BadRowError, RawRow
 from voxray.data.formats.cube_hdf5 import MAX_ARRAY_BYTES, find_array, open_hdf5, to_float32
 from voxray.data.formats.rows import first_line
-from voxray.data.formats.scene_tiles import GROUND_TRUTH, as_classes, check_tile, pad, scene_base, tiles
+from voxray.data.formats.scene_tiles import as_classes, pad, scene_rows
 
 _HEADER_BYTES = 128
 _BYTE_ORDERS = {b"IM": "<", b"MI": ">"}
@@ -43,7 +42,7 @@ class _Array:
 def read_scenes(
     source: Path, tile: int | None = None, variable: str | None = None
 ) -> Iterator[RawRow | BadRow]:
-    """Yield a raw row per scene, or per tile of `tile` × `tile` pixels; only the files' headers are read.
+    """Return a raw row per scene, or per tile of `tile` × `tile` pixels; only the files' headers are read.
 
     A row has sample_id, scene (the group: the path below `source` without `_corrected` and suffix), path,
     variable, labels_path and labels_variable (blank without ground truth), top, left, height, width (pixels).
@@ -52,27 +51,7 @@ def read_scenes(
 
     Raises InputError when there is no MAT file or `tile` is below 1.
     """
-    check_tile(tile)
-    files = _mat_files(source)
-    truths = {scene_base(path): path for path in files if GROUND_TRUTH.search(path.stem)}
-    used = set()
-    for path in files:
-        if GROUND_TRUTH.search(path.stem):
-            continue
-        origin, base = path.relative_to(source).as_posix(), scene_base(path)
-        used.add(base)
-        try:
-            row = _scene(source, path, variable, truths.get(base)) | {"scene": _name(source, base)}
-        except BadRowError as error:
-            yield BadRow(origin, str(error))
-        else:
-            yield from tiles(row | {"origin": origin}, tile)
-    for base, path in truths.items():
-        if base not in used:
-            name = path.relative_to(source).as_posix()
-            yield BadRow(
-                name, f"no scene '{base.name}.mat' lies beside this ground truth; add it or rename one"
-            )
+    return scene_rows(source, ".mat", lambda path, truth: _scene(source, path, variable, truth), tile)
 
 
 def load_scene(row: RawRow) -> RawRow:
@@ -98,24 +77,6 @@ def load_scene(row: RawRow) -> RawRow:
 
 # --- what there is
 # ------------------------------------------------------------------------------------------------------------
-
-
-def _mat_files(source: Path) -> list[Path]:
-    if not source.is_dir():
-        raise InputError(f"'{source}' is no folder; name the folder that holds the scenes' MAT files")
-    found = [
-        Path(folder, name)
-        for folder, _, names in os.walk(source)
-        for name in names
-        if name.lower().endswith(".mat")
-    ]
-    if not found:
-        raise InputError(f"'{source}' holds no file *.mat (linked folders are not searched); add the scenes")
-    return sorted(found)
-
-
-def _name(source: Path, base: Path) -> str:
-    return base.relative_to(source).as_posix()
 
 
 def _scene(source: Path, path: Path, variable: str | None, truth: Path | None) -> RawRow:

@@ -1,31 +1,71 @@
-"""What readers of hyperspectral scenes share: tiles of a scene, their padding, class maps.
+"""What readers of hyperspectral scenes share: finding them, tiles of a scene, their padding, class maps.
 
 `<scene>_gt` beside `<scene>` or `<scene>_corrected` is its ground truth, as in the public benchmarks.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from voxray.config.errors import InputError
-from voxray.core.task import BadRowError, RawRow
+from voxray.core.task import BadRow, BadRowError, RawRow
 
-GROUND_TRUTH = re.compile(r"(?i)_gt$")
+_GROUND_TRUTH = re.compile(r"(?i)_gt$")
 _VARIANT = re.compile(r"(?i)_corrected$")
 _MAX_CLASS = int(np.iinfo(np.int16).max)
 
 
-def scene_base(path: Path) -> Path:
-    """Return the path that a scene, its corrected variant and its ground truth share, without suffix."""
-    return path.with_name(_VARIANT.sub("", GROUND_TRUTH.sub("", path.stem)))
+def scene_rows(
+    source: Path, suffix: str, describe: Callable[[Path, Path | None], RawRow], tile: int | None
+) -> Iterator[RawRow | BadRow]:
+    """Yield a row per scene below `source`, or per tile of `tile` × `tile` pixels.
 
+    `describe` gives a scene's row from its file and that of its ground truth (None: there is none); added
+    here are scene (the group: the path below `source` without `_corrected` and suffix) and origin.
 
-def check_tile(tile: int | None) -> None:
-    """Raise InputError for tiles below one pixel."""
+    Raises InputError when there is no file with that suffix or `tile` is below 1.
+    """
     if tile is not None and tile < 1:
         raise InputError(f"tile {tile} must be at least 1 pixel")
+    files = _files(source, suffix)
+    truths = {_base(path): path for path in files if _GROUND_TRUTH.search(path.stem)}
+    scenes = [path for path in files if not _GROUND_TRUTH.search(path.stem)]
+    for path in scenes:
+        origin, base = path.relative_to(source).as_posix(), _base(path)
+        try:
+            row = describe(path, truths.get(base))
+        except BadRowError as error:
+            yield BadRow(origin, str(error))
+        else:
+            scene = base.relative_to(source).as_posix()
+            yield from tiles(row | {"scene": scene, "origin": origin}, tile)
+    for base in sorted(truths.keys() - {_base(path) for path in scenes}):
+        reason = f"no scene '{base.name}{suffix}' lies beside this ground truth; add it or rename one"
+        yield BadRow(truths[base].relative_to(source).as_posix(), reason)
+
+
+def _files(source: Path, suffix: str) -> list[Path]:
+    if not source.is_dir():
+        raise InputError(f"'{source}' is no folder; name the folder that holds the scenes' {suffix} files")
+    found = [
+        Path(folder, name)
+        for folder, _, names in os.walk(source)
+        for name in names
+        if name.lower().endswith(suffix)
+    ]
+    if not found:
+        raise InputError(
+            f"'{source}' holds no file *{suffix} (linked folders are not searched); add the scenes"
+        )
+    return sorted(found)
+
+
+def _base(path: Path) -> Path:
+    """Return the path that a scene, its corrected variant and its ground truth share, without suffix."""
+    return path.with_name(_VARIANT.sub("", _GROUND_TRUTH.sub("", path.stem)))
 
 
 def tiles(row: RawRow, tile: int | None) -> Iterator[RawRow]:

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from voxray.config.errors import InputError
-from voxray.core.generation import told_of_pipeline
-from voxray.core.pictures import Picture, PicturedRow, Pictures, Take, chosen_rows
+from voxray.core.generation import facts_for, told_of_pipeline
+from voxray.core.pictures import NO_TRUTHS, Picture, Pictures, Take, chosen_rows, pictured_rows
 from voxray.core.randomness import key
 from voxray.data.formats.clip_targets import PREFIX
 from voxray.data.formats.pictures import stored_pictures
@@ -36,16 +36,8 @@ class StimulusMaker:
         self._target_norm = norm_of_targets(statistics.get(PREFIX + target, {}), embedding_dim)
         if config.model.architecture == "clip2fmri":
             raise InputError("model.architecture=clip2fmri predicts voxels; pictures are made of embeddings")
-        chosen = config.generation
-        with told_of_pipeline():
-            self._facts = read_pipeline(chosen.named_pipeline(), chosen.revision, chosen.kind)
-        wanted = self._facts.embedding_dim
-        if wanted != embedding_dim:
-            raise InputError(
-                f"generation.pipeline: '{self._facts.location}' takes embeddings of {wanted:,} numbers, and "
-                f"the model predicts {embedding_dim:,} (target '{target}'); name another pipeline, or train "
-                f"an adapter to a target of {wanted:,} numbers, as the experiment adapter_vitl14 does"
-            )
+        mend = "train an adapter to a target of {wanted} numbers, as the experiment adapter_vitl14 does"
+        self._facts = facts_for(read_pipeline, config.generation, embedding_dim, target, mend)
 
     def __call__(self, predictions: Mapping[str, Any], take: Take | None) -> Pictures:
         """Return the pictures of the first rows; their CLIP scores where pipeline and dataset allow it.
@@ -65,19 +57,13 @@ class StimulusMaker:
             ]
         truths = stored_pictures(take(ids) if take is not None else {})
         scores_RKR = clip_scores(generator, made, truths) if truths else None
-        rows = [
-            PicturedRow(
-                name,
-                str(predictions["stimulus_id"][row]),
-                tuple(Picture(pixels, _lines(scores_RKR, place, k)) for k, pixels in enumerate(made[place])),
-                Picture(truths[place]) if truths else None,
-            )
-            for place, (row, name) in enumerate(zip(chosen, ids, strict=True))
+        pictures = [
+            [Picture(pixels, _lines(scores_RKR, place, k)) for k, pixels in enumerate(made_KHW3)]
+            for place, made_KHW3 in enumerate(made)
         ]
         notes = [f"embeddings were given the norm {norm:.4g} ({whence})", *_score_notes(scores_RKR)]
-        if not truths:
-            notes.append("the dataset stores no pictures (data.prepare.images), so none stand beside these")
-        return Pictures(tuple(rows), tuple(notes))
+        notes += [] if truths else [NO_TRUTHS]
+        return Pictures(pictured_rows(predictions, chosen, pictures, truths), tuple(notes))
 
     def _made(self, generator: Generator, embedding_E: torch.Tensor, name: str) -> np.ndarray:
         """Return one row's pictures, uint8 [K, H, W, 3]; each has a seed that row and number give."""

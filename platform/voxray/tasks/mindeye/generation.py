@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from voxray.config.errors import InputError
-from voxray.core.generation import told_of_pipeline
-from voxray.core.pictures import Picture, PicturedRow, Pictures, Take, chosen_rows
+from voxray.core.generation import facts_for, told_of_pipeline
+from voxray.core.pictures import NO_TRUTHS, Picture, Pictures, Take, chosen_rows, pictured_rows
 from voxray.core.randomness import key
 from voxray.data.formats.clip_targets import PREFIX
 from voxray.data.formats.pictures import stored_pictures
@@ -38,15 +37,8 @@ class ReconstructionMaker:
         self._config, self._device = config.generation, device
         target = config.model.target
         self._target_norm = norm_of_targets(statistics.get(PREFIX + target, {}), embedding_dim)
-        chosen = config.generation
-        with told_of_pipeline():
-            self._facts = read_pipeline(chosen.named_pipeline(), chosen.revision, chosen.kind)
-        wanted = self._facts.embedding_dim
-        if wanted != embedding_dim:
-            raise InputError(
-                f"generation.pipeline: '{self._facts.location}' takes embeddings of {wanted:,} numbers, and "
-                f"'{target}' has {embedding_dim:,}; name another pipeline, or train on a target of {wanted:,}"
-            )
+        mend = "train on a target of {wanted}"
+        self._facts = facts_for(read_pipeline, config.generation, embedding_dim, target, mend)
 
     def __call__(self, predictions: Mapping[str, Any], take: Take | None) -> Pictures:
         """Return the pictures of the first rows, beside those that were seen where the dataset stores them.
@@ -66,16 +58,8 @@ class ReconstructionMaker:
             ]
         truths = stored_pictures(take(ids) if take is not None else {})
         notes += _scores(generator, made, truths)
-        rows = [
-            PicturedRow(
-                name,
-                str(predictions["stimulus_id"][row]),
-                tuple(Picture(pixels) for pixels in made[place]),
-                Picture(truths[place]) if truths else None,
-            )
-            for place, (row, name) in enumerate(zip(chosen, ids, strict=True))
-        ]
-        return Pictures(tuple(rows), tuple(notes))
+        pictures = [[Picture(pixels) for pixels in made_KHW3] for made_KHW3 in made]
+        return Pictures(pictured_rows(predictions, chosen, pictures, truths), tuple(notes))
 
     def _embeddings(
         self, predictions: Mapping[str, Any], chosen: Sequence[int], generator: Generator
@@ -118,7 +102,7 @@ class ReconstructionMaker:
 def _scores(generator: Generator, made: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> list[str]:
     """Return how like the pictures that were seen the first reconstruction of each row is, in words."""
     if not truths:
-        return ["the dataset stores no pictures (data.prepare.images), so none stand beside these"]
+        return [NO_TRUTHS]
     pairs = [(_tensor(pictures[0]), _tensor(truth)) for pictures, truth in zip(made, truths, strict=True)]
     pixcorr = float(torch.cat([pixel_correlation(*pair) for pair in pairs]).nanmean())
     ssim = float(torch.cat([grey_ssim(*pair) for pair in pairs]).mean())

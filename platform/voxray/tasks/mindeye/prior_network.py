@@ -63,6 +63,25 @@ class _ConditionedNetwork(nn.Module):
         self.null_image = nn.Parameter(torch.randn(tokens, shape.dim))
         self.transformer = PriorTransformer(shape, causal)
 
+    def forward(
+        self,
+        noised: torch.Tensor,
+        timestep_B: torch.Tensor,
+        brain: torch.Tensor,
+        keep_brain_B: torch.Tensor | None = None,
+        keep_image_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the answer; rows where a `keep` is False get the null embedding instead of that input."""
+        shape = (len(noised), self.tokens, self.dim)
+        brain_BTD = _kept(brain.to(noised.dtype).reshape(shape), self.null_brain, keep_brain_B)
+        noised_BTD = _kept(noised.reshape(shape), self.null_image, keep_image_B)
+        return self._answer(brain_BTD, self.timestep(timestep_B).to(noised.dtype)[:, None], noised_BTD)
+
+    def _answer(
+        self, brain_BTD: torch.Tensor, time_B1D: torch.Tensor, noised_BTD: torch.Tensor
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
     def guided(
         self,
         noised: torch.Tensor,
@@ -102,22 +121,12 @@ class PriorNetwork(_ConditionedNetwork):
         self.padding = nn.Parameter(torch.randn(num_padding, shape.dim))
         self.query = nn.Parameter(torch.randn(shape.dim))
 
-    def forward(
-        self,
-        noised: torch.Tensor,
-        timestep_B: torch.Tensor,
-        brain: torch.Tensor,
-        keep_brain_B: torch.Tensor | None = None,
-        keep_image_B: torch.Tensor | None = None,
+    def _answer(
+        self, brain_BTD: torch.Tensor, time_B1D: torch.Tensor, noised_BTD: torch.Tensor
     ) -> torch.Tensor:
-        """Return the answer; rows where a `keep` is False get the null embedding instead of that input."""
-        tokens = (
-            _kept(brain[:, None].to(noised.dtype), self.null_brain, keep_brain_B),
-            self.timestep(timestep_B).to(noised.dtype)[:, None],
-            _kept(noised[:, None], self.null_image, keep_image_B),
-            self.query.to(noised.dtype).expand(len(noised), 1, -1),
-        )
-        return self.transformer(torch.cat(tokens, dim=1), self.padding.to(noised.dtype))[:, -1]
+        query_B1D = self.query.to(noised_BTD.dtype).expand(len(noised_BTD), 1, -1)
+        tokens = torch.cat((brain_BTD, time_B1D, noised_BTD, query_B1D), dim=1)
+        return self.transformer(tokens, self.padding.to(noised_BTD.dtype))[:, -1]
 
 
 class TokenPriorNetwork(_ConditionedNetwork):
@@ -134,21 +143,11 @@ class TokenPriorNetwork(_ConditionedNetwork):
         super().__init__(tokens, shape, causal=False, learned_timesteps=learned_timesteps)
         self.place = nn.Parameter(torch.randn(tokens, shape.dim) * shape.dim**-0.5)
 
-    def forward(
-        self,
-        noised: torch.Tensor,
-        timestep_B: torch.Tensor,
-        brain: torch.Tensor,
-        keep_brain_B: torch.Tensor | None = None,
-        keep_image_B: torch.Tensor | None = None,
+    def _answer(
+        self, brain_BTD: torch.Tensor, time_B1D: torch.Tensor, noised_BTD: torch.Tensor
     ) -> torch.Tensor:
-        """Return the answer; rows where a `keep` is False get the null embedding instead of that input."""
-        tokens = (
-            _kept(brain.to(noised.dtype), self.null_brain, keep_brain_B),
-            self.timestep(timestep_B).to(noised.dtype)[:, None],
-            _kept(noised, self.null_image, keep_image_B) + self.place.to(noised.dtype),
-        )
-        return self.transformer(torch.cat(tokens, dim=1))[:, -self.tokens :]
+        placed_BTD = noised_BTD + self.place.to(noised_BTD.dtype)
+        return self.transformer(torch.cat((brain_BTD, time_B1D, placed_BTD), dim=1))[:, -self.tokens :]
 
 
 AnyPriorNetwork = PriorNetwork | TokenPriorNetwork
