@@ -61,10 +61,11 @@ def as_tensor(values: np.ndarray[Any, Any], dtype: torch.dtype | None = None) ->
 
     The data layer does not write a batch's memory again while a tensor refers to it.
     """
-    is_usable = values.flags.writeable and values.flags.c_contiguous
-    if not is_usable or values.__array_interface__["data"][0] % 64:
+    if not (values.flags.writeable and values.flags.c_contiguous):
         return torch.tensor(values, dtype=dtype)
     tensor: torch.Tensor = torch.from_numpy(values)  # pyright: ignore[reportUnknownMemberType]
+    if tensor.data_ptr() % 64:
+        tensor = tensor.clone()
     return tensor if dtype is None else tensor.to(dtype)
 
 

@@ -33,6 +33,7 @@ from voxray.data.shard_cache import ShardCache
 from voxray.data.store import Store
 
 _MAX_OPEN_SHARDS = 4096
+KEPT_TEXT_ROWS = 1 << 18  # up to so many rows of a dataset, texts are kept as strings: some 20 MB a column
 SHARED_BYTES = 1 << 20  # of a batch; copying less is not worth waking another thread
 # Threads of one process share an order's spans, which are worked out when first asked for.
 _ORDER_LOCK = threading.Lock()
@@ -73,6 +74,7 @@ class OpenShards:
             ),
             np.int64,
         )
+        self._keeps_texts = sum(info.rows for info in infos) <= KEPT_TEXT_ROWS
         self._readers: dict[int, ShardReader] = {}
         self._windows: dict[int, OpenWindow] = {}
         self._max_open = min(_MAX_OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
@@ -114,9 +116,10 @@ class OpenShards:
             info = self._infos[shard]
             if self._decoded is None:
                 in_cache = None if self._cache is None else self._cache.fetch(self._store, info)
-                self._readers[shard] = ShardReader(in_cache or self._store.path(info.file), info)
+                place = in_cache or self._store.path(info.file), info
             else:
-                self._readers[shard] = ShardReader(*self._decoded.fetch(info))
+                place = self._decoded.fetch(info)
+            self._readers[shard] = ShardReader(*place, keeps_texts=self._keeps_texts)
             if len(self._readers) > self._max_open:
                 self._close(next(iter(self._readers)))
         return self._readers[shard]

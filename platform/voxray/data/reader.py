@@ -97,9 +97,11 @@ class ShardReader:
     With `info`, each window's hash is checked before its first use; processes of a node share what was.
     """
 
-    def __init__(self, path: Path, info: ShardInfo | None = None) -> None:
-        """Map the file and check its footer; no row is read. Raises ShardError when it cannot be used."""
-        self.path, self._info = path, info
+    def __init__(self, path: Path, info: ShardInfo | None = None, keeps_texts: bool = False) -> None:
+        """Map the file and check its footer; no row is read. With `keeps_texts` a window's texts become
+        Python's strings once, and stay. Raises ShardError when it cannot be used.
+        """
+        self.path, self._info, self._keeps_texts = path, info, keeps_texts
         try:
             with pa.memory_map(str(path)) as file:
                 self._bytes = file.read_buffer()  # a view of the map, which lives on with it
@@ -157,7 +159,8 @@ class ShardReader:
         window = self._windows[index]
         if window is None:
             self._check(index)
-            window = self._windows[index] = OpenWindow(self._file.get_batch(index), self.columns)
+            batch = self._file.get_batch(index)
+            window = self._windows[index] = OpenWindow(batch, self.columns, self._keeps_texts)
         return window
 
     # --- windows
@@ -188,9 +191,12 @@ class ShardReader:
 class OpenWindow:
     """One record batch: numpy views of its tensors, its texts, the offsets of its ragged columns."""
 
-    def __init__(self, batch: pa.RecordBatch, columns: Mapping[str, Column]) -> None:
+    def __init__(
+        self, batch: pa.RecordBatch, columns: Mapping[str, Column], keeps_texts: bool = False
+    ) -> None:
         """Make the views; nothing is copied."""
         self.batch = batch
+        self._texts: dict[str, np.ndarray] | None = {} if keeps_texts else None
         self.views: dict[str, np.ndarray] = {}
         self._offsets: dict[str, list[int]] = {}
         self._columns = columns
@@ -215,6 +221,19 @@ class OpenWindow:
             self._offsets[name] = ends.tolist()
         return self._offsets[name]
 
+    def texts(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return the strings of some rows of a text column, an object array."""
+        if self._texts is None:
+            return self.batch.column(name).take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        if name not in self._texts:
+            self._texts[name] = self.batch.column(name).to_numpy(zero_copy_only=False)
+        return self._texts[name][rows]
+
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether texts become strings once: asking for them in one call is then always the cheapest."""
+        return self._texts is not None
+
     def data(self, name: str) -> memoryview:
         """Return the bytes of a text or encoded column, all rows after one another."""
         return memoryview(self.batch.column(name).buffers()[2] or b"")
@@ -231,7 +250,7 @@ def copy_rows(rows: RowsOfWindows, out: Mapping[str, Destination], columns: Mapp
             (_copy_ragged if column.ragged else _copy_singly)(rows, name, to)
         elif column.is_tensor:
             _copy_tensor(rows, name, to, rows_per_window < ROWS_WORTH_A_CALL)
-        elif column.dtype == TEXT and rows_per_window >= TEXTS_WORTH_A_CALL:
+        elif column.dtype == TEXT and (rows_per_window >= TEXTS_WORTH_A_CALL or _keep_texts(rows)):
             _copy_texts(rows, name, to)
         else:
             _copy_values(rows, name, to, column.dtype == TEXT)
@@ -267,8 +286,11 @@ def _copy_tensor(rows: RowsOfWindows, name: str, to: Slots, is_sparse: bool) -> 
 def _copy_texts(rows: RowsOfWindows, name: str, to: Slots) -> None:
     """Write many texts of a window: Arrow makes the strings in one call."""
     for window, (local, places) in zip(rows.windows, rows.by_window, strict=True):
-        taken = window.batch.column(name).take(pa.array(local))
-        to.array[to.places[places]] = taken.to_numpy(zero_copy_only=False)
+        to.array[to.places[places]] = window.texts(name, local)
+
+
+def _keep_texts(rows: RowsOfWindows) -> bool:
+    return all(window.keeps_texts for window in rows.windows)
 
 
 def _copy_values(rows: RowsOfWindows, name: str, to: Slots, is_text: bool) -> None:

@@ -33,7 +33,9 @@ def settings(config: RunConfig, device: torch.device) -> Generator[None]:
     """
     training = config.training
     before = torch.are_deterministic_algorithms_enabled(), torch.is_anomaly_enabled()
-    torch.use_deterministic_algorithms(training.deterministic or before[0])
+    is_changed = training.deterministic and not before[0]
+    if is_changed:  # the call imports torch's compiler, a second or two
+        torch.use_deterministic_algorithms(True)
     torch.autograd.set_detect_anomaly(training.debug or before[1])
     try:
         yield
@@ -46,7 +48,8 @@ def settings(config: RunConfig, device: torch.device) -> Generator[None]:
             "use another layer, or training.deterministic=false"
         ) from error
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        if is_changed:
+            torch.use_deterministic_algorithms(False)
         torch.autograd.set_detect_anomaly(before[1])
 
 

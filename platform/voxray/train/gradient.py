@@ -146,7 +146,7 @@ class GradientStepper:
     def _backward(self, weighted: dict[str, torch.Tensor], counts: dict[str, torch.Tensor]) -> None:
         """Add the gradient of Σ sum / count, times the workers: DDP and FSDP average over them.
 
-        1 / count is where each sum's gradient begins, so the quotient itself need not be made.
+        Where a gradient begins may be given to torch too, which then imports its compiler to compare shapes.
         """
         scaler = self._state.scaler
         seeds = [counts[name].to(value.dtype).reciprocal() for name, value in weighted.items()]
@@ -154,7 +154,7 @@ class GradientStepper:
             seeds = [seed * self._world_size for seed in seeds]
         if scaler:
             seeds = [scaler.scale(seed) for seed in seeds]
-        torch.autograd.backward(list(weighted.values()), seeds)
+        torch.autograd.backward([sum_ * seed for sum_, seed in zip(weighted.values(), seeds, strict=True)])
 
     def _over_all_workers(self, sums: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Wishes]:
         """Return the terms' sums and what any worker was asked for, exchanged in one message."""

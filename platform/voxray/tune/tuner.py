@@ -50,6 +50,7 @@ def run_trials(
     """
     os.environ.update(TUNE_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(fitting.at_a_time))
     from ray import tune
+    from ray.air._internal import usage
     from ray.util import remove_placement_group
 
     from voxray.tune.executors.groups import give_back, of_this_process
@@ -59,6 +60,7 @@ def run_trials(
     from voxray.tune.slots import LimitedSearcher, Slots
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it advises Tuner.restore, which we never use
+    usage.tag_callbacks = lambda callbacks: False  # it imports W&B (0.7 s) to count whose callbacks are used
     interrupt = Interrupt()
     leaves_groups = fitting.executor == "train"
     there_before = of_this_process()
