@@ -9,10 +9,21 @@ from voxray.tasks.mindeye.config import Config
 from voxray.tasks.mindeye.task import MindEyeTask
 
 NUM_VOXELS, NUM_REPEATS, DIM, TOKENS = 24, 3, 16, 3
+LATENT_SHAPE = (4, 8, 8)
 # Sizes with which a test costs nothing; dropout is off.
 SMALL: dict[str, Any] = {
     "voxel2clip": {"hidden_dim": 32, "n_blocks": 1, "projector_dim": 32, "dropout": 0.0, "dropout_in": 0.0},
     "prior": {"depth": 1, "heads": 2, "dim_head": 8, "timesteps": 20, "num_padding": 2},
+}
+SMALL_LOW_LEVEL: dict[str, Any] = {
+    "enabled": True,
+    "hidden_dim": 32,
+    "n_blocks": 1,
+    "dropout": 0.0,
+    "dropout_in": 0.0,
+    "map_channels": 8,
+    "channels": [8, 16],
+    "norm_groups": 4,
 }
 
 
@@ -35,7 +46,16 @@ def mindeye_rows(num_rows: int, seed: int, noise: float = 0.3) -> dict[str, np.n
         "voxels": ((final_ND @ mixing_DV)[:, None] + noise_NRV).astype(np.float32),
         "clip_final": final_ND.astype(np.float32),
         "clip_hidden": rng.standard_normal((num_rows, TOKENS, DIM)).astype(np.float32),
+        "vae_latent": rng.standard_normal((num_rows, *LATENT_SHAPE)).astype(np.float32),
     }
+
+
+def of_two_subjects(num_rows: int, seed: int) -> dict[str, np.ndarray]:
+    """Every second row is of a subject whose last four voxels are padding."""
+    rows = mindeye_rows(num_rows, seed)
+    rows["subject"][1::2] = "subj02"
+    rows["voxels"][1::2, :, -4:] = 0
+    return rows
 
 
 def mindeye_task(values: dict[str, Any]) -> MindEyeTask:
@@ -47,6 +67,7 @@ def mindeye_task(values: dict[str, Any]) -> MindEyeTask:
         "voxels": Column("float32", (NUM_REPEATS, NUM_VOXELS)),
         "clip_final": Column("float32", (DIM,)),
         "clip_hidden": Column("float32", (TOKENS, DIM)),
+        "vae_latent": Column("float32", LATENT_SHAPE),
     }
     schema = Schema({**texts, **numbers}, group="stimulus_id")
     return MindEyeTask(Config.model_validate(values), {}, schema)

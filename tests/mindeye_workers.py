@@ -1,10 +1,11 @@
 """A short training of the MindEye task on this process' share of the rows; importable, for `spawn`."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mindeye_rows import SMALL, mindeye_rows, mindeye_task
+from mindeye_rows import SMALL, mindeye_rows, mindeye_task, of_two_subjects
 from voxray.core import collectives
 from voxray.testing.sources import ArraySource
 from voxray.train.control import Control
@@ -18,13 +19,15 @@ def train_share(
     mixco_fraction: float = 0.5,
     control: Control | None = None,
     voxel2clip: str = "",
+    model: dict[str, Any] | None = None,
 ) -> None:
     """Train two epochs of three updates of eight rows: one with mixed voxels, one with SoftCLIP. With
-    `voxel2clip`, the weights of a run, that part stays as it is.
+    `voxel2clip`, the weights of a run, that part stays as it is. `model` are further values of its section;
+    where they name subjects, the rows are of two.
     """
     task = mindeye_task(
         {
-            "model": {**SMALL, "combine_models": not voxel2clip},
+            "model": {**SMALL, "combine_models": not voxel2clip, **(model or {})},
             "objective": {"gallery": 10, "tau": 0.05, "mixco_fraction": mixco_fraction, "alpha_end": 0.05},
             "training": {
                 "batch_size": 8 // accumulate,
@@ -40,6 +43,7 @@ def train_share(
     )
     run = RunFolder(Path(folder))
     run.path.mkdir(parents=True, exist_ok=True)
-    rows = {"train": mindeye_rows(24, 1), "val": mindeye_rows(12, 2)}
+    made = of_two_subjects if model and "subjects" in model else mindeye_rows
+    rows = {"train": made(24, 1), "val": made(12, 2)}
     source = ArraySource(rows, collectives.rank(), collectives.world_size())
     fit(task, source, task.config, run, lambda metrics: None, torch.device("cpu"), control)

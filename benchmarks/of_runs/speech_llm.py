@@ -7,6 +7,9 @@ synthesizer makes of them, and is saved as transformers saves a model. Then it i
 
     voxray train brain_text/planted_audio_llm data.prepare.audio.tower=OUT model.llm.source=OUT
 
+It learns to read from sentences of one word first, then of more, and its audio tokens spell their letters by
+CTC on the side: of whole sentences alone it learns how they are written and never to listen.
+
 The sentences are drawn by another seed than those of the recordings. A share of them is read without speech,
 so that what the model writes after the prompt alone is its own best guess: the text prior that a control asks
 for (`decoding.control=no_brain`). At the end it prints its error rate from speech, from the prompt alone, and
@@ -21,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from voxray.nn.speech import SAMPLING_RATE, num_tokens, tiny_tower_parts, tones, tower_tokens
 from voxray.nn.speech_llm import end_token, tiny_network, tiny_tokenizer
@@ -33,6 +37,8 @@ PROMPT = "Transcript: "
 NOISE = 0.02  # of the waveform, so that the tower does not lean on silence
 UNHEARD = 0.1  # share of sentences read without speech
 LEARNING_RATE = 3e-3
+SHORT = (1, 2)  # words of the sentences that it begins with, for a share of the steps
+SHORT_STEPS = 0.4
 HEARD_AT_ONCE = 64
 
 
@@ -43,9 +49,9 @@ class Sentences:
         self._size, self._lexicon = size, Lexicon(size.num_words)
         self._rng = np.random.default_rng([seed, 8])
 
-    def draw(self, num: int) -> list[str]:
-        """Return texts."""
-        first, last = self._size.words
+    def draw(self, num: int, words: tuple[int, int] | None = None) -> list[str]:
+        """Return texts of so many words, by default as many as the recordings' have."""
+        first, last = words or self._size.words
         lengths = self._rng.integers(first, last + 1, num)
         chosen = (self._rng.choice(len(self._lexicon.words), n, p=self._lexicon.prior_W) for n in lengths)
         return [sentence_text([self._lexicon.words[word] for word in words]) for words in chosen]
@@ -76,6 +82,8 @@ class Reader:
         self.features = tiny_tower_parts(seed, seconds)[1]
         self.tokenizer = tiny_tokenizer()
         self.end = end_token(self.tokenizer)
+        width = self.network.get_input_embeddings().embedding_dim
+        self.speller = torch.nn.Linear(width, len(self.tokenizer))  # for CTC; blank is the end's number
         prompt: list[int] = self.tokenizer(PROMPT, add_special_tokens=False).input_ids
         self._prompt = torch.tensor(prompt)
 
@@ -92,9 +100,9 @@ class Reader:
             frames.append(made.attention_mask.sum(1))
         return Heard(texts, torch.cat(spectra), torch.cat(frames))
 
-    def loss(self, heard: Heard, is_unheard_B: np.ndarray) -> torch.Tensor:
-        """Return the mean cross-entropy of the texts' tokens after their speech and the prompt; of some rows
-        after the prompt alone.
+    def loss(self, heard: Heard, is_unheard_B: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean cross-entropy of the texts' tokens after their speech and the prompt (of some rows
+        after the prompt alone), and CTC's loss per token of what the audio tokens spell.
         """
         tokens = [torch.tensor([*self.tokenizer(text).input_ids, self.end]) for text in heard.texts]
         audio_BAE, lengths_B = self._audio(heard)
@@ -109,7 +117,18 @@ class Reader:
             given_BSE[row, : num + len(text)] = torch.cat([audio_BAE[row, :num], embed(text)])
             labels_BS[row, num + len(self._prompt) : num + len(text)] = own
             mask_BS[row, : num + len(text)] = 1
-        return self.network(inputs_embeds=given_BSE, attention_mask=mask_BS, labels=labels_BS).loss
+        written = self.network(inputs_embeds=given_BSE, attention_mask=mask_BS, labels=labels_BS).loss
+        return written, self._spelling(audio_BAE, lengths_B, [own[:-1] for own in tokens])
+
+    def _spelling(
+        self, audio_BAE: torch.Tensor, lengths_B: torch.Tensor, tokens: list[torch.Tensor]
+    ) -> torch.Tensor:
+        log_ABV = self.speller(audio_BAE).log_softmax(-1).transpose(0, 1)
+        nums_B = torch.tensor([len(own) for own in tokens])
+        found_B = F.ctc_loss(
+            log_ABV, torch.cat(tokens), lengths_B, nums_B, self.end, reduction="none", zero_infinity=True
+        )
+        return found_B.sum() / nums_B.sum()
 
     def _audio(self, heard: Heard) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the projected tokens [B, A, E] of the speech, and how many are each one's."""
@@ -144,24 +163,30 @@ class Reader:
             part.save_pretrained(out)
 
 
-def train(reader: Reader, heard: Heard, steps: int, batch_size: int, rng: np.random.Generator) -> None:
-    """Train all of it by AdamW, one cycle."""
-    optimizer = torch.optim.AdamW(reader.network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+def train(
+    reader: Reader, short: Heard, whole: Heard, steps: int, batch_size: int, rng: np.random.Generator
+) -> None:
+    """Train all of it by AdamW, one cycle; on short sentences first."""
+    parameters = [*reader.network.parameters(), *reader.speller.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    begun, total, every = time.monotonic(), 0.0, max(1, steps // 30)
+    begun, totals_2, every = time.monotonic(), torch.zeros(2), max(1, steps // 30)
     reader.network.train()
     for step in range(1, steps + 1):
+        heard = short if step <= SHORT_STEPS * steps else whole
         rows = rng.integers(0, len(heard.texts), batch_size)
-        loss = reader.loss(heard.take(rows), rng.random(batch_size) < UNHEARD)
+        losses_2 = torch.stack(reader.loss(heard.take(rows), rng.random(batch_size) < UNHEARD))
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(reader.network.parameters(), 1.0)
+        losses_2.sum().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        total += loss.item()
+        totals_2 += losses_2.detach()
         if step % every == 0:
-            print(f"step {step}: loss {total / every:.3f}, {time.monotonic() - begun:.0f} s", flush=True)
-            total = 0.0
+            written, spelt = (totals_2 / every).tolist()
+            took_s = time.monotonic() - begun
+            print(f"step {step}: loss {written:.3f}, spelling {spelt:.3f}, {took_s:.0f} s", flush=True)
+            totals_2.zero_()
     reader.network.eval()
 
 
@@ -198,8 +223,8 @@ def main() -> None:
     rng = np.random.default_rng(asked.seed)
     sentences = Sentences(SYNTH_SIZES[asked.size], asked.seed)
     reader = Reader(asked.seed, sentences.longest_s())
-    heard = reader.hear(sentences.draw(asked.sentences), rng)
-    train(reader, heard, asked.steps, asked.batch_size, rng)
+    short, whole = (reader.hear(sentences.draw(asked.sentences, words), rng) for words in (SHORT, None))
+    train(reader, short, whole, asked.steps, asked.batch_size, rng)
     test(reader, reader.hear(sentences.draw(asked.tested), rng))
     reader.save(asked.out)
 

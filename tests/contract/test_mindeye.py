@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from mindeye_rows import SMALL, mindeye_rows, mindeye_task
+from mindeye_rows import SMALL, SMALL_LOW_LEVEL, mindeye_rows, mindeye_task, of_two_subjects
 from voxray.testing.contract import TaskContract
 from voxray.testing.sources import ArraySource
 
@@ -57,3 +57,31 @@ class TestWithoutPrior(TestCombined):
         "model": {**SMALL, "prior": {"enabled": False}},
         "objective": {"gallery": "all", "soft_tau": 0.05, "soft_tau_end": 0.05},
     }
+
+
+class TestLowLevel(TestCombined):
+    """The low-level branch beside the others; its voxels are not mixed."""
+
+    VALUES: ClassVar[dict[str, Any]] = {
+        **TestCombined.VALUES,
+        "model": {**SMALL, "low_level": SMALL_LOW_LEVEL},
+    }
+
+
+class TestLowLevelAndFrozenVoxel2clip(TestCombined):
+    VALUES: ClassVar[dict[str, Any]] = {
+        "model": {**SMALL, "combine_models": False, "low_level": SMALL_LOW_LEVEL},
+        "objective": {"gallery": "all"},
+    }
+
+
+class TestSeveralSubjects(TestCombined):
+    """A linear map for each of two subjects, of which one has fewer voxels."""
+
+    VALUES: ClassVar[dict[str, Any]] = {
+        "model": {**SMALL, "subjects": ["subj01", "subj02"], "subject_dim": 16},
+        "objective": {"gallery": "all", "alpha": 0.3, "mixco_fraction": 0.0},
+    }
+
+    def source(self):
+        return ArraySource({"train": of_two_subjects(24, 1), "val": of_two_subjects(20, 2)})

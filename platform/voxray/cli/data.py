@@ -54,7 +54,7 @@ def synth(
 def prepare(
     context: typer.Context,
     task: Annotated[str, typer.Argument(help="the task that reads the raw files")],
-    raw: Annotated[Path, typer.Argument(help="folder of raw files")],
+    raw: Annotated[str, typer.Argument(help="folder of raw files, or a URL of one")],
     out: Annotated[Path, typer.Argument(help="folder of the dataset to make")],
     on_error: Annotated[
         Literal["fail", "quarantine"] | None, typer.Option(help="what to do with rows that cannot be used")
@@ -71,13 +71,17 @@ def prepare(
 
     from voxray.cluster.connect import connect
     from voxray.core.registry import task_data
+    from voxray.data.location import is_url, without_options
     from voxray.data.manifest import QUARANTINE_NAME
     from voxray.data.prepare import leftovers
     from voxray.data.prepare import prepare as run
+    from voxray.data.raw_copy import local_raw
 
     print_notes([f"'{path}' is left of an attempt that was killed; remove it" for path in leftovers(out)])
+    reader = task_data(task)(resolved.config)
+    source = local_raw(reader, raw, lambda text: print_notes([text]))
     with connect():
-        report = run(task_data(task)(resolved.config), raw, out, _show_progress)
+        report = run(reader, source, out, _show_progress, without_options(raw) if is_url(raw) else "")
     counts = [{"split": split, **asdict(count)} for split, count in report.manifest.counts.items()]
     print_table(counts, as_json=False, title=f"dataset: {out}")
     if report.quarantined:

@@ -17,6 +17,7 @@ from voxray.cli import (
     doctor,
     evaluate,
     export,
+    fetch,
     launch,
     ls,
     predict,
@@ -55,6 +56,7 @@ def _root(
 
 for noun in (
     data,
+    fetch,
     train,
     evaluate,
     predict,

@@ -37,6 +37,12 @@ class GenerationConfig(Section, frozen=True):
     size: int | None = Field(
         default=None, ge=8, multiple_of=8, description="side in pixels; default: the pipeline's own"
     )
+    networks: str = Field(
+        default="",
+        description="a folder with published weights of AlexNet, InceptionV3, CLIP ViT-L/14, EfficientNet-B1 "
+        "and SwAV, e.g. ~/.cache/torch/hub/checkpoints: those that it holds compare pictures with what was "
+        "shown",
+    )
 
     def named_pipeline(self) -> str:
         """Return `pipeline`. Raises InputError where it names none."""
@@ -103,3 +109,12 @@ def told_of_pipeline() -> Generator[None, None, None]:
             "the GPU's memory does not hold the pipeline and its pictures; make them fewer or smaller "
             "with generation.num_images or generation.size"
         ) from error
+
+
+@contextlib.contextmanager
+def told_of_networks() -> Generator[None, None, None]:
+    """Name the key: a ValueError of `nn.picture_networks` becomes an InputError."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"generation.networks: {error}") from error

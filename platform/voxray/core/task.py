@@ -98,6 +98,12 @@ class TaskData(ABC):
         Raises InputError for a folder that cannot be read at all, e.g. a missing table or column.
         """
 
+    def reads_file(self, name: str) -> bool:
+        """Whether a file of a raw folder, by its name below it, is read at all: what a URL holds beside them
+        is not fetched.
+        """
+        return True
+
     def map_stages(self) -> list[MapStage]:
         """Return what turns a raw row into a row of the schema (decoding, resizing), when it is prepared."""
         return []
@@ -158,9 +164,12 @@ class Task(TaskData):
         """
 
     def part_weights(
-        self, part: str, module: nn.Module, weights: dict[str, torch.Tensor]
+        self, part: str, module: nn.Module, weights: dict[str, torch.Tensor], tell: Callable[[str], None]
     ) -> dict[str, torch.Tensor]:
-        """Return what the weights that `training.parts` names hold of `part`, under the names of `module`."""
+        """Return what the weights that `training.parts` names hold of `part`, under the names of `module`.
+
+        `tell` is given each sentence that the user should read: what was renamed, made anew, left out.
+        """
         return weights
 
     def augment(self, batch: Batch, key: int) -> Batch:

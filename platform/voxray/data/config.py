@@ -63,7 +63,8 @@ class DataConfig(Section, frozen=True):
 
     path: str = Field(
         default="",
-        description="a prepared dataset's folder or URL, or `synth:tiny|small|full` to make one",
+        description="a prepared dataset's folder or URL; or one that is made in the cache first: "
+        "`synth:tiny|small|full`, or `raw:` and the folder or URL of raw files",
     )
     prepare: PrepareConfig = PrepareConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -104,8 +105,13 @@ class DataConfig(Section, frozen=True):
     read_threads: int | Literal["auto"] = Field(
         default="auto", description="threads per worker; auto: 2, or the cores where rows are decoded"
     )
-    cache_dir: str = Field(default="", description="folder of the copies; default: in the user's cache")
-    cache_gb: float = Field(default=50.0, gt=0, description="size of the copies at most, per folder")
+    cache_dir: str = Field(
+        default="",
+        description="folder of the copies of what lies behind a URL; default: in the user's cache",
+    )
+    cache_gb: float = Field(
+        default=50.0, gt=0, description="size of the copies at most, per folder; of raw files, per URL"
+    )
     keep_decoded: bool | Literal["auto"] = Field(
         default="auto",
         description="keep what is decoded while reading (images) among the copies, where all of it fits, so "

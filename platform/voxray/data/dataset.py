@@ -1,8 +1,11 @@
-"""From `data.path` to a dataset's folder: one that the user prepared, or a synthetic one in the cache."""
+"""From `data.path` to a dataset's folder: one that the user prepared, or one that is made in the cache, of
+synthetic raw files (`synth:tiny`) or of the user's (`raw:URL`).
+"""
 
 import hashlib
 import inspect
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,11 +16,20 @@ from voxray.config.errors import InputError
 from voxray.config.resolve import Resolved
 from voxray.core.registry import task_data
 from voxray.core.run_config import RunConfig
+from voxray.data.location import without_options
 from voxray.data.manifest import FILE_NAME, VERSION, load_manifest
+from voxray.data.raw_copy import local_raw
 from voxray.data.store import Store
 
-SYNTH = "synth:"
+SYNTH, RAW = "synth:", "raw:"
 SIZES = ("tiny", "small", "full")
+
+log = logging.getLogger(__name__)
+
+
+def is_made(path: str) -> bool:
+    """Whether `data.path` names a dataset that is made in the cache."""
+    return path.startswith((SYNTH, RAW))
 
 
 def dataset_path(config: RunConfig) -> str:
@@ -29,8 +41,8 @@ def dataset_path(config: RunConfig) -> str:
         raise InputError(
             "data.path is empty; give a prepared dataset with data.path=FOLDER, or data.path=synth:tiny"
         )
-    if config.data.path.startswith(SYNTH):
-        path = str(_synthetic_path(config))
+    if is_made(config.data.path):
+        path = str(_made_path(config))
     else:
         path = config.data.path
         _refuse_what_is_not_prepared(path, config.task)
@@ -45,7 +57,7 @@ def check_given(resolved: Resolved[RunConfig]) -> None:
     if missing := resolved.config.missing():
         raise InputError(*missing)
     path = resolved.config.data.path
-    if path.startswith(SYNTH) or (path and not Store.of(path).is_local):
+    if is_made(path) or (path and not Store.of(path).is_local):
         return
     try:
         dataset_path(resolved.config)
@@ -71,22 +83,32 @@ def _refuse_what_is_not_prepared(path: str, task: str) -> None:
 
 
 def ensure_dataset(config: RunConfig) -> str:
-    """Return the dataset's folder or URL; a `synth:` one is made in the cache first, which needs Ray."""
-    if not config.data.path.startswith(SYNTH):
+    """Return the dataset's folder or URL; a `synth:` or `raw:` one is made in the cache first, which needs
+    Ray.
+    """
+    if not is_made(config.data.path):
         return dataset_path(config)
-    from voxray.data.prepare import prepare
-
-    out = _synthetic_path(config)
+    out = _made_path(config)
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_suffix(".lock")):
         if not (out / FILE_NAME).exists():
-            raw = out.with_name(f"{out.name}.raw")
-            shutil.rmtree(raw, ignore_errors=True)
-            task = task_data(config.task)(config)
-            task.synth(raw, _size(config), seed=0)
-            prepare(task, raw, out)
-            shutil.rmtree(raw)
+            _make(config, out)
     return str(out)
+
+
+def _make(config: RunConfig, out: Path) -> None:
+    from voxray.data.prepare import prepare
+
+    task = task_data(config.task)(config)
+    if config.data.path.startswith(RAW):
+        location = config.data.path.removeprefix(RAW)
+        prepare(task, local_raw(task, location, log.warning), out, origin=without_options(location))
+        return
+    raw = out.with_name(f"{out.name}.raw")
+    shutil.rmtree(raw, ignore_errors=True)
+    task.synth(raw, _size(config), seed=0)
+    prepare(task, raw, out)
+    shutil.rmtree(raw)
 
 
 def _size(config: RunConfig) -> str:
@@ -98,14 +120,21 @@ def _size(config: RunConfig) -> str:
     return size
 
 
-def _synthetic_path(config: RunConfig) -> Path:
-    """Name the cached dataset by what makes it: the generator's source and the options of `data.prepare`."""
+def _made_path(config: RunConfig) -> Path:
+    """Name the cached dataset by what makes it: where its raw files come from and the options of
+    `data.prepare`.
+    """
+    is_raw = config.data.path.startswith(RAW)
+    source, kind = (config.data.path, "raw") if is_raw else (_generator(config), _size(config))
+    recipe = json.dumps([VERSION, source, config.data.prepare.model_dump(mode="json")], sort_keys=True)
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    return user_cache_path("voxray") / "datasets" / f"{config.task.replace(':', '.')}-{kind}-{digest}"
+
+
+def _generator(config: RunConfig) -> str:
+    """Return the source text of what makes a task's synthetic raw files."""
     task_file = Path(inspect.getfile(task_data(config.task)))
     beside = [task_file.with_name(name) for name in ("data.py", "synth.py")]
     worlds = sorted((Path(__file__).parent / "formats").glob("*_world.py"))
     files = [file for file in beside if file.exists()] or [task_file]
-    source = "".join(file.read_text() for file in (*files, *worlds))
-    recipe = json.dumps([VERSION, source, config.data.prepare.model_dump(mode="json")], sort_keys=True)
-    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-    name = f"{config.task.replace(':', '.')}-{_size(config)}-{digest}"
-    return user_cache_path("voxray") / "datasets" / name
+    return "".join(file.read_text() for file in (*files, *worlds))

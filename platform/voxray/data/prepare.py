@@ -88,8 +88,11 @@ class _Written:
     statistics: dict[str, dict[str, Any]]
 
 
-def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | None = None) -> PrepareReport:
+def prepare(
+    task: TaskData, source: Path, out: Path, on_progress: Progress | None = None, origin: str = ""
+) -> PrepareReport:
     """Make the dataset `out` from the raw files in `source` by `task.config.data.prepare`. Ray is connected.
+    `origin` is what the manifest calls the source, where that is a copy.
 
     Raises InputError when the raw data is wrong (all bad rows are named, unless they are quarantined), `out`
     is already there, a split is empty, or the disk is too small or full. `out` does not exist then.
@@ -113,7 +116,7 @@ def prepare(task: TaskData, source: Path, out: Path, on_progress: Progress | Non
         bad += _bad_rows(shards, results, rows)
         _judge(task, bad, rows)
         written = _finished(task, folder, _gathered(schema, shards, results, rows), on_progress)
-        manifest = _manifest(task, written, Source(str(source), fingerprint), len(bad))
+        manifest = _manifest(task, written, Source(origin or str(source), fingerprint), len(bad))
         manifest = replace(manifest, recipe=replace(manifest.recipe, networks=added.networks))
         _check_splits_filled(task, manifest)
         _write_quarantine(folder, bad)

@@ -1,6 +1,5 @@
-"""Where a dataset lies: a local folder, or a URL that pyarrow.fs or fsspec knows (s3, gs, http, memory …)."""
+"""Where datasets and runs lie: a local folder, or a URL that pyarrow.fs or fsspec knows (s3, gs, http …)."""
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,16 +8,12 @@ import pyarrow as pa
 from pyarrow import fs
 
 from voxray.config.errors import InputError
+from voxray.data.location import FILE, is_url, without_options
 
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _CHUNK_BYTES = 8 << 20
+_WITHOUT_FOLDERS = ("s3", "gcs", "abfs")  # object stores: a file's name is all that there is
 # What a file system raises for a file that is not there or cannot be read now: some of fsspec's wrap others.
 READ_ERRORS = (OSError, pa.ArrowInvalid, KeyError, ValueError)
-
-
-def is_url(location: str) -> bool:
-    """Whether a dataset's location is a URL and not a local path."""
-    return bool(_URL.match(location)) and not location.startswith("file://")
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Store:
         """Return the store of a dataset's folder or URL."""
         if isinstance(dataset, Store):
             return dataset
-        return cls(str(dataset).removeprefix("file://").rstrip("/") or "/")
+        return cls(str(dataset).removeprefix(FILE).rstrip("/") or "/")
 
     @property
     def is_local(self) -> bool:
@@ -41,7 +36,7 @@ class Store:
 
     def describe(self, file: str) -> str:
         """Return a file's full name, for messages."""
-        return f"{self.location}/{file}"
+        return f"{without_options(self.location)}/{file}"
 
     def path(self, file: str) -> Path:
         """Return a file's local path; only where `is_local`."""
@@ -51,18 +46,22 @@ class Store:
     def read(self, file: str) -> bytes:
         """Return a small file's bytes. Raises InputError when it is missing or cannot be read."""
         try:
-            if self.is_local:
-                return self.path(file).read_bytes()
-            system, root = open_filesystem(self.location)
-            if isinstance(system, fs.PyFileSystem):  # one request, as in `download`
-                return system.handler.fs.cat_file(f"{root}/{file}")
-            with system.open_input_stream(f"{root}/{file}") as stream:
-                return stream.read()
+            return self.fetch(file)
         except READ_ERRORS as error:
             raise InputError(
-                f"'{self.describe(file)}' cannot be read: {_reason(error)}; prepare the dataset again, "
+                f"'{self.describe(file)}' cannot be read: {reason_of(error)}; prepare the dataset again, "
                 "or mend its path"
             ) from error
+
+    def fetch(self, file: str) -> bytes:
+        """Return a small file's bytes. Raises OSError and what else the file system raises."""
+        if self.is_local:
+            return self.path(file).read_bytes()
+        system, root = open_filesystem(self.location)
+        if isinstance(system, fs.PyFileSystem):  # one request, as in `download`
+            return system.handler.fs.cat_file(f"{root}/{file}")
+        with system.open_input_stream(f"{root}/{file}") as stream:
+            return stream.read()
 
     def download(self, file: str, to: Path) -> None:
         """Copy a file to a local path in pieces. Raises OSError and what else the file system raises."""
@@ -73,6 +72,36 @@ class Store:
         with system.open_input_stream(f"{root}/{file}") as stream, to.open("wb") as out:
             while piece := stream.read(_CHUNK_BYTES):
                 out.write(piece)
+
+    def upload(self, source: Path, file: str) -> None:
+        """Copy a local file here. Raises OSError and what else the file system raises."""
+        system, root = open_filesystem(self.location)
+        if system.type_name not in _WITHOUT_FOLDERS:
+            system.create_dir(f"{root}/{file}".rpartition("/")[0], recursive=True)
+        with source.open("rb") as stream, system.open_output_stream(f"{root}/{file}") as out:
+            while piece := stream.read(_CHUNK_BYTES):
+                out.write(piece)
+
+    def files(self, folder: str = "") -> dict[str, int]:
+        """Return the bytes of every file in a folder, and in those below, by its name in that folder; empty
+        where there is nothing. Raises OSError and what else the file system raises.
+        """
+        system, root = open_filesystem(self.location)
+        if isinstance(system, fs.PyFileSystem):  # fsspec remembers what it has listed
+            system.handler.fs.invalidate_cache()
+        place = f"{root}/{folder}".rstrip("/")
+        found = system.get_file_info(fs.FileSelector(place, allow_not_found=True, recursive=True))
+        start = f"{place.strip('/')}/"
+        return {
+            info.path.lstrip("/").removeprefix(start): info.size
+            for info in found
+            if info.type == fs.FileType.File
+        }
+
+    def remove(self, file: str) -> None:
+        """Delete a file. Raises OSError and what else the file system raises."""
+        system, root = open_filesystem(self.location)
+        system.delete_file(f"{root}/{file}")
 
 
 @lru_cache(maxsize=16)
@@ -91,11 +120,13 @@ def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
         system, path = fsspec.url_to_fs(location)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"data.path: '{location}' cannot be opened: {_reason(error)}; give a folder or another URL"
+            f"'{without_options(location)}' cannot be opened: {reason_of(error)}; give a folder or another "
+            "URL"
         ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return what a file system's error says, in a line."""
     strerror = getattr(error, "strerror", None)
     return strerror or (str(error).splitlines() or [type(error).__name__])[0]

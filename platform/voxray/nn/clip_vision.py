@@ -24,7 +24,8 @@ class ClipVision:
     """Uint8 RGB pictures `pixels` [H, W, 3] → `<prefix>final` [D] and `<prefix>layer_K` [W], float32.
 
     `layers` are numbers of blocks, from 1, joined by commas. layer_K is the CLS token as block K leaves it in
-    the residual stream: no LayerNorm, no projection. Nothing is brought to unit length.
+    the residual stream: no LayerNorm, no projection. Nothing is brought to unit length. `side` is that of the
+    pictures that the tower sees.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class ClipVision:
             raise ValueError(f"it has the blocks 1 … {num_blocks}, none is {wrong[0]}")
         self._prefix = prefix
         said = _said(model_id, revision)
-        self._short, self._side, self._mean, self._std = _sizes(said, int(model.config.image_size))
+        self._short, self.side, self._mean, self._std = _sizes(said, int(model.config.image_size))
 
     def __call__(self, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return the outputs of B pictures, rows first."""
@@ -60,7 +61,7 @@ class ClipVision:
 
     def _prepared(self, pixels_HWC: np.ndarray) -> np.ndarray:
         """Return float32 [3, side, side]."""
-        cut_HWC = resized_centre(pixels_HWC, self._short, self._side)
+        cut_HWC = resized_centre(pixels_HWC, self._short, self.side)
         values_HWC = (cut_HWC.astype(np.float32) / 255 - self._mean) / self._std
         return np.ascontiguousarray(values_HWC.transpose(2, 0, 1), np.float32)
 

@@ -164,6 +164,25 @@ class Generator:
         pixels = processor(images=list(pictures), return_tensors="pt").pixel_values
         return encoder(pixels.to(self.device, self.dtype)).image_embeds.float().cpu()
 
+    @torch.no_grad()
+    def decode(self, latents_RChw: torch.Tensor) -> np.ndarray:
+        """Return the pictures uint8 [R, H, W, 3] that the pipeline's autoencoder makes of latents, which have
+        its scale. Raises ValueError, a sentence, for latents of another one.
+        """
+        vae = self._pipeline.vae
+        channels = vae.config.latent_channels
+        if latents_RChw.shape[1] != channels:
+            raise ValueError(
+                f"'{self.facts.location}' decodes latents of {channels} channels, these have "
+                f"{latents_RChw.shape[1]}; name the pipeline whose autoencoder made the targets"
+            )
+        made = [
+            vae.decode(latent_1Chw.to(self.device, self.dtype) / vae.config.scaling_factor).sample
+            for latent_1Chw in latents_RChw.split(1)
+        ]
+        pixels_R3HW = (torch.cat(made).float() / 2 + 0.5).clamp(0, 1)
+        return np.rint(pixels_R3HW.permute(0, 2, 3, 1).cpu().numpy() * 255).astype(np.uint8)
+
     def _run(self, embedding_KE: torch.Tensor, **options: Any) -> Any:
         num = len(embedding_KE)
         match self.facts.kind:

@@ -12,6 +12,7 @@ from voxray.report.html import write_report
 from voxray.report.page import Part
 from voxray.report.run import run_part
 from voxray.report.study.part import study_part
+from voxray.train.at_hand import at_hand
 
 
 def report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -19,6 +20,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
     Raises InputError for folders that are neither, all at once, and for a broken file.
     """
+    folders = [at_hand(folder) for folder in folders]
     problems = [problem for folder in folders if (problem := _problem(folder))]
     if problems:
         raise InputError(*problems)

@@ -12,6 +12,7 @@ from voxray.report.ablation import is_ablation
 from voxray.report.read import RunFiles, read_run
 from voxray.report.study.read import StudyFiles, read_study
 from voxray.report.study.trials import Trial
+from voxray.train.at_hand import at_hand
 
 WORDS = ("experiment_name", "description", "hypothesis", "expected", "tags")
 OF_A_TRIAL = ("experiment_name", "description")  # a search writes them, and they say the trial's number alone
@@ -39,7 +40,7 @@ def compare(folders: Sequence[Path], top: int = DEFAULT_TOP) -> Comparison:
 
     Raises InputError when there are fewer than two runs, or a folder is neither a run nor a study.
     """
-    known = [(folder, facts) for given in folders for folder, facts in _runs_of(given, top)]
+    known = [(folder, facts) for given in folders for folder, facts in _runs_of(at_hand(given), top)]
     if len(known) < 2:
         raise InputError(
             "compare needs two runs or more, or a study with two complete trials; `voxray ls runs` and "

@@ -4,6 +4,8 @@ import contextlib
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -13,6 +15,7 @@ from voxray.core.run_config import RunConfig
 from voxray.core.task import Task
 from voxray.train.checkpoints.checkpoint import Saver
 from voxray.train.control import Control
+from voxray.train.mirror import Mirror
 from voxray.train.run_folder import RunFolder
 from voxray.train.state import TrainState
 
@@ -37,6 +40,17 @@ class Fit:
     to_skip: list[list[int]] = field(default_factory=list[list[int]])  # updates that a rollback leaves out
     updates_seen: int = 0
 
+    def __post_init__(self) -> None:
+        """Find out where the run is stored."""
+        self.mirror = Mirror.of(self.config.storage.path, self.run.path)
+
+    def at_hand(self, chosen: Path) -> Path:
+        """Return this machine's copy of a checkpoint that rank 0 has chosen."""
+        own = self.run.checkpoints / chosen.name
+        if self.mirror and not own.exists():
+            self.mirror.fetch_checkpoint(chosen.name)
+        return own
+
     def log(self, record: dict[str, object]) -> None:
         """Append a record to the run's log, from rank 0 alone."""
         if collectives.rank() == 0:
@@ -56,7 +70,8 @@ class Fit:
         """Keep a saver on rank 0; what is being written when the body ends is written whole."""
         if collectives.rank() == 0:
             kept = self.config.checkpoints
-            self.saver = Saver(self.run.checkpoints, kept.keep, kept.asynchronous, self.note)
+            send = partial(self.mirror.push_or_tell, self.note) if self.mirror else lambda: None
+            self.saver = Saver(self.run.checkpoints, kept.keep, kept.asynchronous, self.note, send)
         try:
             yield
         except BaseException:

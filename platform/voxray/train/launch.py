@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,14 +18,19 @@ from voxray.config.provenance import write_provenance
 from voxray.config.resolve import Resolved
 from voxray.core.run_config import RunConfig
 from voxray.data.dataset import dataset_path, ensure_dataset
+from voxray.data.location import is_url, working_folder
 from voxray.data.source import choose_transport
 from voxray.train.dry_run.plan import check_monitor, check_start_from
+from voxray.train.growth import UNKNOWN, Growth, autoscaler_file, growth_of
+from voxray.train.mirror import Mirror, mirrored_log
 from voxray.train.progress import catch_up, follow
 from voxray.train.run_folder import RunFolder, differences, run_folder
 from voxray.train.trackers.choose import missing_libraries
 from voxray.train.trackers.tracker import Tracker
 
 Resume = Literal["auto", "never", "must"]
+HEAD = "node:__internal_head__"  # a resource that only Ray's head has
+LOOK_WITHIN_S = 60.0
 
 
 def launch(
@@ -42,13 +48,23 @@ def launch(
     if missing:
         raise InputError(*missing)
     run = run_folder(config)
+    mirror = Mirror.of(config.storage.path, run.path)
+    if mirror:
+        mirror.open()
+        console.print(f"stored at {mirror}, with a copy in {run.path}", soft_wrap=True, highlight=False)
     ensure_dataset(config)
     if not prepare_folder(run, resolved, resume, console.print):
         catch_up(run, config, console)
+        if mirror:
+            mirror.close()
         return run
     run.begin_attempts()
-    with follow(run, config, console, also), stop_on_sigterm(run):
+    if mirror:
+        mirror.close()
+    with follow(run, config, console, also), stop_on_sigterm(run), mirrored_log(mirror):
         train_workers(config, run)
+        if mirror:
+            mirror.open()
         if run.stop_file.exists() and not run.is_finished():
             run.stop_file.unlink()
             raise KeyboardInterrupt
@@ -121,7 +137,7 @@ def train_workers(config: RunConfig, run: RunFolder) -> None:
 
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config={"config": config.model_dump_json(), "run_dir": str(run.path.resolve())},
+        train_loop_config={"config": config.model_dump_json(), "run_dir": place_of(run, config)},
         scaling_config=scaling(config),
         run_config=ray.train.RunConfig(
             name=".ray",
@@ -143,29 +159,38 @@ def train_workers(config: RunConfig, run: RunFolder) -> None:
         raise verdict
 
 
+def place_of(run: RunFolder, config: RunConfig) -> str:
+    """Return where a worker finds RUN; where it is a copy, each machine has its own, below its own cache."""
+    if is_url(config.storage.path) and run.path.is_relative_to(working_folder(config.storage.path)):
+        return run.path.relative_to(working_folder(config.storage.path)).as_posix()
+    return str(run.path.resolve())
+
+
 def scaling(config: RunConfig) -> Any:
     """Return Ray Train's scaling of `scale`.
 
-    Raises InputError when the cluster cannot hold the workers and has no autoscaler that could add nodes.
+    Raises InputError when the cluster cannot hold the workers, with the nodes that its autoscaler may add.
     """
     import ray
     from ray.train import ScalingConfig
 
     scale = config.scale
-    there = ray.cluster_resources()
+    there, may_come = ray.cluster_resources(), growth()
+    most = {name: there.get(name, 0) + may_come.total(name) for name in ("CPU", "GPU")}
     gpus = scale.gpus_per_worker
     if gpus == "auto":
-        gpus = 1.0 if there.get("GPU", 0) >= scale.fewest_workers else 0.0
+        gpus = 1.0 if most["GPU"] >= scale.fewest_workers else 0.0
     # Read tasks need a CPU beside the workers': without it they never start, and all wait for ever.
     reading = 1 if choose_transport(dataset_path(config), config.data)[0] == "stream" else 0
     fewest = scale.fewest_workers
     needed = {"CPU": fewest * scale.cpus_per_worker + reading, "GPU": fewest * gpus}
     for name, amount in needed.items():
-        if amount > there.get(name, 0) and not can_grow():
+        if amount > most[name] and may_come.is_known:
+            added = f", and its autoscaler may add {may_come.total(name):g}" if may_come.nodes else ""
             raise InputError(
                 f"scale.num_workers={fewest} needs {amount:g} {name}"
                 f"{', one of them for data.transport=stream' if reading and name == 'CPU' else ''}; Ray has "
-                f"{there.get(name, 0):g}; lower scale.num_workers or scale.{name.lower()}s_per_worker"
+                f"{there.get(name, 0):g}{added}; lower scale.num_workers or scale.{name.lower()}s_per_worker"
             )
     resources = {"CPU": scale.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
     return ScalingConfig(
@@ -176,8 +201,32 @@ def scaling(config: RunConfig) -> Any:
     )
 
 
-def can_grow() -> bool:
-    """Whether an autoscaler may add nodes to the cluster.
+def growth() -> Growth:
+    """Return what an autoscaler may add to the cluster: nothing where there is none."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = node_types()
+    if not there:
+        return Growth()
+    context = ray.get_runtime_context()
+    head = next(node["NodeID"] for node in ray.nodes() if HEAD in node["Resources"])
+    if context.get_node_id() == head:
+        file = autoscaler_file(context.gcs_address)
+    else:
+        look = ray.remote(autoscaler_file).options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False)
+        )
+        try:
+            file = ray.get(look.remote(context.gcs_address), timeout=LOOK_WITHIN_S)
+        except RayError:
+            file = None
+    return growth_of(file, there) if file else UNKNOWN
+
+
+def node_types() -> Counter[str]:
+    """Return how many nodes of which type there are; nothing where no autoscaler starts them.
 
     It calls the nodes by the types of its own file; where there is none, Ray calls them `node_<id>` (seen in
     the report of 2.60's autoscaler and in the cluster's status).
@@ -188,9 +237,10 @@ def can_grow() -> bool:
 
     report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    types: set[str] = set(report.get("active_nodes") or ())
-    types.update(node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes))
-    return any(name and not name.startswith("node_") for name in types)
+    reported = Counter[str](report.get("active_nodes") or {})
+    named = Counter(node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes))
+    both = reported | named  # the larger number of each
+    return Counter({name: num for name, num in both.items() if name and not name.startswith("node_")})
 
 
 def worker_environment(config: RunConfig) -> dict[str, str]:

@@ -90,7 +90,7 @@ def start(loop: Fit, stages: list[Stage]) -> TrainState:
     if chosen is None:
         state = TrainState(build(loop, stages[0]))
     else:
-        tensors, saved = checkpoint.load(chosen)
+        tensors, saved = checkpoint.load(loop.at_hand(chosen))
         state = restored(loop, stages[saved["stage"]], tensors, saved)
     state.skipped = [*state.skipped, *(place for place in loop.to_skip if place not in state.skipped)]
     loop.state = state

@@ -11,6 +11,7 @@ from typing import Any
 from voxray.config.errors import InputError, RunError, VoxrayError
 from voxray.config.resolve import leaves
 from voxray.core.run_config import RunConfig
+from voxray.data.location import working_folder
 
 # What may differ when a run is resumed (DESIGN.md section 5); more epochs are checked apart.
 FREE_SECTIONS = (
@@ -111,8 +112,9 @@ class RunFolder:
     def write_config(self, config: RunConfig, sources: dict[str, str]) -> None:
         """Save the resolved config and every value's source."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"config": config.model_dump(mode="json"), "sources": sources}, indent=1)
-        self.config_file.write_text(text)
+        parts = {"config": config.model_dump(mode="json"), "sources": sources}
+        text = ",\n".join(f'"{name}": {_keys_on_lines(part)}' for name, part in parts.items())
+        self.config_file.write_text(f"{{{text}}}\n")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record; NaN and infinities become null."""
@@ -137,11 +139,17 @@ class RunFolder:
         return bool(records) and records[-1]["kind"] == "end" and records[-1]["status"] == "finished"
 
 
+def _keys_on_lines(part: dict[str, Any]) -> str:
+    """Return a map as JSON, a key per line; `indent` takes a slow writer, which a search would feel."""
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in part.items())
+    return f"{{\n{lines}\n}}"
+
+
 def run_folder(config: RunConfig) -> RunFolder:
     """Return the run's folder: <storage.path>/<task>/<run name>; a task outside voxray goes by its class
-    name.
+    name. Where `storage.path` is a URL, it is this machine's copy.
     """
-    return RunFolder(Path(config.storage.path) / config.task.rpartition(":")[2] / config.run_name)
+    return RunFolder(working_folder(config.storage.path) / config.task.rpartition(":")[2] / config.run_name)
 
 
 def of_last_stage(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from voxray.core import collectives
 from voxray.core.randomness import key
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
+from voxray.data.location import working_folder
 from voxray.train import parallel
 from voxray.train.checkpoints import weights
 from voxray.train.config import TrainingConfig
@@ -55,8 +55,10 @@ def begin_stage(loop: Fit, state: TrainState, stage: Stage) -> None:
     if stage.training.start_from:
         loop.finish_saving()
         collectives.barrier()  # what another worker's stage saved is there now
+        if loop.mirror and collectives.rank():
+            loop.mirror.open()
         earlier = [each.name for each in stages[: stage.index]]
-        runs = Path(loop.config.storage.path)
+        runs = working_folder(loop.config.storage.path)
         found = weights.resolve(stage.training.start_from, runs, loop.run.checkpoints, earlier)
         start_with(loop, state.model, weights.read_weights(found), found.text)
     if stage.index == 0:
@@ -85,9 +87,9 @@ def start_parts(loop: Fit, model: nn.Module) -> None:
         if not name or name not in modules:
             known = ", ".join(child for child, _ in model.named_children())
             raise InputError(f"training.parts.{name}: the model has no such module; it has {known}")
-        found = weights.resolve(reference, Path(loop.config.storage.path), loop.run.checkpoints, ())
+        found = weights.resolve(reference, working_folder(loop.config.storage.path), loop.run.checkpoints, ())
         loop.note(f"{name}: weights from {found.text}")
-        own = loop.task.part_weights(name, modules[name], weights.read_weights(found))
+        own = loop.task.part_weights(name, modules[name], weights.read_weights(found), loop.note)
         loaded = weights.load_into(modules[name], own, loop.note)
         if loaded.missing:
             raise InputError(

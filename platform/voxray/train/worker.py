@@ -5,6 +5,7 @@
 
 import contextlib
 import json
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from voxray.core import collectives
 from voxray.core.registry import config_class, task_class
 from voxray.core.run_config import RunConfig
 from voxray.data.dataset import dataset_path
+from voxray.data.location import working_folder
 from voxray.data.manifest import load_manifest
 from voxray.data.source import batch_rules, open_source
 from voxray.train import faults
 from voxray.train.control import Control, Stopped
 from voxray.train.evaluated_rows import check_evaluated
 from voxray.train.loop import Report, fit
+from voxray.train.mirror import Mirror
 from voxray.train.run_folder import RunFolder
 from voxray.train.trained.dataset_facts import DatasetFacts
 from voxray.train.watch import Watch
@@ -42,6 +45,13 @@ def train_here(
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(config.scale.threads_per_worker)
+    with stored(config, run_dir):
+        _train(config, run_dir, report, control, device)
+
+
+def _train(
+    config: RunConfig, run_dir: Path, report: Report, control: Control | None, device: torch.device
+) -> None:
     dataset = dataset_path(config)
     manifest = load_manifest(dataset)
     task = task_class(config.task)(config, manifest.statistics, manifest.schema)
@@ -67,6 +77,29 @@ def train_here(
         fit(task, source, config, run, report, device, control)
 
 
+@contextlib.contextmanager
+def stored(config: RunConfig, run_dir: Path) -> Generator[None]:
+    """Where `storage.path` is a URL, fetch what is stored of the run first, and send the rest at the end.
+
+    Raises InputError or RunError where the store cannot be reached.
+    """
+    mirror = Mirror.of(config.storage.path, run_dir)
+    if mirror is None:
+        yield
+        return
+    mirror.open()
+    is_writer = collectives.rank() == 0
+    try:
+        yield
+    except BaseException:
+        if is_writer:
+            with contextlib.suppress(RunError):  # the first error is the one to show
+                mirror.close()
+        raise
+    if is_writer:
+        mirror.close()
+
+
 def run_worker(payload: dict[str, Any]) -> None:
     """Ray Train's entry: rebuild the config from JSON, train, and tell Ray Train each evaluation's numbers.
 
@@ -76,7 +109,7 @@ def run_worker(payload: dict[str, Any]) -> None:
 
     values = json.loads(payload["config"])
     config = config_class(values["task"]).model_validate(values)
-    run = RunFolder(Path(payload["run_dir"]))
+    run = RunFolder(working_folder(config.storage.path) / payload["run_dir"])
     if any(collectives.all_gather_objects(run.verdict_file.exists())):
         return
     device = _device_of_ray_train()

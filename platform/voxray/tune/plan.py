@@ -13,6 +13,7 @@ from voxray.config.resolve import Resolved, leaves, resolve
 from voxray.config.tree import Node
 from voxray.core.experiment import load_experiment
 from voxray.core.run_config import RunConfig
+from voxray.data.location import working_folder
 from voxray.train.run_folder import RunFolder
 from voxray.train.trackers.choose import missing_libraries
 from voxray.tune.checks import check_search, reported_metrics
@@ -50,7 +51,7 @@ class Plan:
     def folder(self) -> Path:
         """STUDY: <storage.path>/<task>/studies/<name>; a task outside voxray goes by its class name."""
         config = self.base.config
-        return Path(config.storage.path) / config.task.rpartition(":")[2] / "studies" / self.name
+        return working_folder(config.storage.path) / config.task.rpartition(":")[2] / "studies" / self.name
 
     @property
     def search(self) -> SearchConfig:

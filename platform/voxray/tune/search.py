@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 from voxray.data.dataset import dataset_path, ensure_dataset
 from voxray.data.source import choose_transport, open_source
+from voxray.train.launch import growth
 from voxray.tune.checks import place_of_scale, scales_of
 from voxray.tune.executors.resources import Fitting, fit_trials
 from voxray.tune.executors.strategy import TrainFunction
 from voxray.tune.job import Job
 from voxray.tune.ledger import Suggestion, TrialRow
 from voxray.tune.plan import Plan
+from voxray.tune.study.folder import mirror_of
 from voxray.tune.study.ledger import StudyLedger
 from voxray.tune.trackers.trial_trackers import TrialTrackers
 from voxray.tune.tuner import run_trials
@@ -52,8 +54,12 @@ def search(
         return job
 
     def ended(row: TrialRow) -> None:
+        if mirror:
+            mirror.push_or_tell(tell)
         trackers.ended(row)
         done(row)
+
+    mirror = mirror_of(plan)
 
     trackers = TrialTrackers.of(plan, tell)
     scheduler = make_scheduler(
@@ -89,6 +95,7 @@ def fit_search(plan: Plan) -> Fitting:
         most_at_a_time=search.max_concurrent,
         reads=reads,
         place=place_of_scale(plan),
+        growth=growth(),
     )
 
 

@@ -11,13 +11,16 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from mindeye_rows import DIM, SMALL, mindeye_rows, mindeye_task
+from mindeye_rows import DIM, SMALL, SMALL_LOW_LEVEL, mindeye_rows, mindeye_task
+from one_command import refused
+from picture_network_files import save_clip, save_networks
 from saved_run import begin_run, save_weights
 from voxray.core.experiment import default_config
 from voxray.core.randomness import key
 from voxray.core.schema import BYTES, Column, Schema
-from voxray.metrics.reconstruction import grey_ssim, pixel_correlation
+from voxray.metrics.reconstruction import reconstruction_scores
 from voxray.nn.generation import Generator, read_pipeline
+from voxray.nn.picture_networks import find_networks, load_networks
 from voxray.testing.datasets import write_dataset
 from voxray.testing.pipelines import save_tiny_pipeline
 
@@ -40,13 +43,13 @@ def encoded(seed: int) -> bytes:
     return file.getvalue()
 
 
-def save_run(folder: Path) -> Path:
+def save_run(folder: Path, **model: dict[str, Any]) -> Path:
     """Write a dataset with pictures and a run with untrained weights over it; return the run."""
     values = {"data.path": str(folder / "data"), "objective.gallery": "all"}
     values |= {
         f"model.{part}.{name}": value
-        for part in ("voxel2clip", "prior")
-        for name, value in SMALL[part].items()
+        for part, sizes in (SMALL | model).items()
+        for name, value in sizes.items()
     }
     config = default_config("mindeye", values, "the test").config
     task = mindeye_task(config.model_dump())
@@ -62,8 +65,16 @@ def save_run(folder: Path) -> Path:
 def test_the_best_of_the_priors_samples_becomes_the_picture(
     tmp_path: Path, command: Any, pipeline: Path
 ) -> None:
-    run, out = save_run(tmp_path), tmp_path / "p.parquet"
-    options = (f"generation.pipeline={pipeline}", "generation.num_images=3", *QUICK[:-1])
+    run, out, folder = save_run(tmp_path), tmp_path / "p.parquet", tmp_path / "networks"
+    folder.mkdir()
+    save_clip(folder)
+    save_networks(folder, "efficientnet_b1")
+    options = (
+        f"generation.pipeline={pipeline}",
+        f"generation.networks={folder}",
+        "generation.num_images=3",
+        *QUICK[:-1],
+    )
     said = command("predict", run, out, "--images", *options)
     assert "pictures are made of 3 samples of the prior per row" in said
     assert "3 pictures of 3 rows" in said
@@ -71,7 +82,7 @@ def test_the_best_of_the_priors_samples_becomes_the_picture(
     # by hand: each sample's picture, and the one that CLIP finds nearest to the brain's embedding
     table = pq.read_table(out).to_pydict()
     generator = Generator(read_pipeline(str(pipeline)), torch.device("cpu"))
-    pairs = []
+    best: list[np.ndarray] = []
     for row in range(3):
         name = table["sample_id"][row]
         samples = torch.tensor(np.array(table["prior_samples"][row], np.float32)).reshape(3, DIM)
@@ -80,13 +91,47 @@ def test_the_best_of_the_priors_samples_becomes_the_picture(
         found = F.cosine_similarity(generator.embed(made), brain[None])
         written = np.asarray(Image.open(next((tmp_path / "p_images").glob(f"{row:03d}_*_0.png"))))
         np.testing.assert_array_equal(written, made[int(found.argmax())])
-        pairs.append(
-            [torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 255 for p in (written, pixels(row))]
-        )
-    pixcorr = np.mean([float(pixel_correlation(*pair)) for pair in pairs])
-    ssim = np.mean([float(grey_ssim(*pair)) for pair in pairs])
-    assert f"PixCorr {pixcorr:.3f}, SSIM {ssim:.3f} over 3 rows" in said
+        best.append(written.copy())
+    networks = load_networks(find_networks(str(folder)), torch.device("cpu"))
+    scores = reconstruction_scores(
+        [torch.from_numpy(written) for written in best],
+        [torch.from_numpy(pixels(row)) for row in range(3)],
+        networks,
+    )
+    assert set(scores.two_way) == {"CLIP"}
+    assert set(scores.distance) == {"EffNet-B1"}
+    for line in scores.lines():
+        assert line in said
+    assert (
+        "not measured, as their weights are not in generation.networks: AlexNet(2), AlexNet(5) (alexnet"
+        in said
+    )
     assert (tmp_path / "p.parquet.html").is_file()
+
+
+def test_the_low_level_branch_has_its_own_picture(tmp_path: Path, command: Any, pipeline: Path) -> None:
+    run, out = save_run(tmp_path, low_level=SMALL_LOW_LEVEL), tmp_path / "p.parquet"
+    said = command("predict", run, out, "--images", f"generation.pipeline={pipeline}", *QUICK[:-1])
+    table = pq.read_table(out).to_pydict()
+    latents = torch.tensor(np.array(table["vae_latent"], np.float32)).reshape(NUM, 4, 8, 8)
+    wanted = Generator(read_pipeline(str(pipeline)), torch.device("cpu")).decode(latents[:3])
+    for row in range(3):
+        written = np.asarray(Image.open(next((tmp_path / "p_images").glob(f"{row:03d}_*_1.png"))))
+        np.testing.assert_array_equal(written, wanted[row])
+    scores = reconstruction_scores(
+        [torch.from_numpy(blurred) for blurred in wanted], [torch.from_numpy(pixels(row)) for row in range(3)]
+    )
+    assert f"of the low-level branch: {scores.lines()[0]}" in said
+    assert "of the low-level branch" in (tmp_path / "p.parquet.html").read_text()
+
+
+def test_networks_that_are_not_there_are_refused_before_anything(tmp_path: Path, capsys, pipeline) -> None:
+    run, out = save_run(tmp_path), tmp_path / "p.parquet"
+    options = (f"generation.pipeline={pipeline}", f"generation.networks={tmp_path / 'absent'}", *QUICK[:-1])
+    assert "generation.networks: there is no folder" in refused(
+        capsys, "predict", run, out, "--images", *options
+    )
+    assert not out.exists()
 
 
 def test_a_rows_samples_do_not_depend_on_the_rows_beside_it(pipeline: Path) -> None:

@@ -10,13 +10,16 @@ import torch
 from PIL import Image
 
 from one_command import refused
+from picture_network_files import save_networks
 from saved_run import begin_run, save_weights
 from voxray.core.experiment import default_config
 from voxray.core.pictures import chosen_rows
 from voxray.core.randomness import key
 from voxray.core.schema import BYTES, Column, Schema
+from voxray.metrics.reconstruction import reconstruction_scores
 from voxray.nn.generation import Generator, Kind, read_pipeline
 from voxray.nn.made_pictures import norm_of_targets
+from voxray.nn.picture_networks import find_networks, load_networks
 from voxray.tasks.fmri_clip.task import FmriClip
 from voxray.testing.datasets import write_dataset
 from voxray.testing.pipelines import save_tiny_pipeline
@@ -92,8 +95,11 @@ def targets() -> np.ndarray:
 
 
 def test_predictions_become_pictures(tmp_path: Path, command, pipelines, targets) -> None:
-    run, out = save_run(tmp_path, STIMULI, targets), tmp_path / "p.parquet"
-    options = (f"generation.pipeline={pipelines['unclip']}", "generation.num_images=2", *QUICK)
+    run, out, folder = save_run(tmp_path, STIMULI, targets), tmp_path / "p.parquet", tmp_path / "networks"
+    folder.mkdir()
+    save_networks(folder, "efficientnet_b1")
+    networks = f"generation.networks={folder}"
+    options = (f"generation.pipeline={pipelines['unclip']}", networks, "generation.num_images=2", *QUICK)
     said = command("predict", run, out, "--images", *options)
     norm = float(np.sqrt((targets.astype(np.float64) ** 2).sum(1).mean()))
     assert f"the norm {norm:.4g} (that of the dataset's training targets)" in said
@@ -108,13 +114,14 @@ def test_predictions_become_pictures(tmp_path: Path, command, pipelines, targets
     table = pq.read_table(out).to_pydict()
     shown = generator.embed([pixels(STIMULI[row]) for _, row in rows])
     assert shown is not None
-    scores = np.zeros((3, 3))
+    scores, firsts = np.zeros((3, 3)), []
     for place, (name, row) in enumerate(rows):
         seeds = [key(42, f"subj01/t{row:02d}", number) for number in range(2)]
         wanted = generator.generate(norm * torch.tensor(table["embedding"][row]), seeds, 2, 3.0)
         for number in range(2):
             made = np.asarray(Image.open(tmp_path / "p_images" / f"{name}_{number}.png"))
             assert np.abs(made.astype(int) - wanted[number]).max() <= 1
+        firsts.append(torch.from_numpy(wanted[0]))
         embedded = generator.embed(list(wanted))
         assert embedded is not None
         cosines = torch.nn.functional.cosine_similarity(embedded[:, None], shown[None], dim=-1)
@@ -123,6 +130,15 @@ def test_predictions_become_pictures(tmp_path: Path, command, pipelines, targets
         np.testing.assert_array_equal(truth, pixels(STIMULI[row]))
     others = scores[~np.eye(3, dtype=bool)].mean()
     assert f"CLIP score {np.diag(scores).mean():.3f} with the pictures that were shown, {others:.3f}" in said
+    judged = reconstruction_scores(
+        firsts,
+        [torch.from_numpy(pixels(STIMULI[row])) for _, row in rows],
+        load_networks(find_networks(str(folder)), torch.device("cpu")),
+    )
+    assert len(judged.distance) == 1
+    for line in judged.lines():
+        assert line in said
+    assert "not measured, as their weights are not in generation.networks: AlexNet(2)" in said
 
     page = (tmp_path / "p.parquet.html").read_text()
     assert page.count("<img alt=") == 9

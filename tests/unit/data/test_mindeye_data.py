@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from voxray.config.errors import InputError
+from voxray.core.batch import Batch
 from voxray.core.experiment import default_config
 from voxray.core.registry import task_data
 from voxray.core.schema import BYTES, Schema
 from voxray.core.task import BadRow, BadRowError
 from voxray.data.decode import apply_stages
 from voxray.tasks.mindeye import synth
-from voxray.tasks.mindeye.data import MindEyeData
+from voxray.tasks.mindeye.data import MindEyeBatch, MindEyeData, draw_view
 from voxray.tasks.mindeye.synth import SYNTH_SIZES, SynthSize
 
 SIZE = SynthSize({"train": 30, "val": 5, "test": 12}, 20, 16, 8, 0.5)
@@ -130,15 +131,98 @@ def test_pictures_can_be_left_out(raw: Path) -> None:
     assert make(schema).collate(columns_of(schema, rows)).image_BCHW is None
 
 
+def test_towers_make_targets_and_views(raw: Path) -> None:
+    towers = [{"model": "vit_l14"}, {"model": "lab/own", "prefix": "b", "layers": [2]}]
+    task = make(clip=towers, views=4, seed=3)
+    columns = {name: column.shape for name, column in task.schema().columns.items() if "_" in name}
+    for name, shape in {
+        "clip_final": (768,),
+        "clip_b_layer_2": (None,),
+        "views_final": (4, 768),
+        "views_b_final": (4, None),
+        "views_b_layer_2": (4, None),
+    }.items():
+        assert columns[name] == shape
+    clean, own, views, own_views = task.embedders()
+    assert [set(one.outputs) for one in (clean, views)] == [{"clip_final"}, {"views_final"}]
+    assert set(own_views.outputs) == {"views_b_final", "views_b_layer_2"}
+    assert views.options == {"layers": "", "prefix": "views_", "num_views": 4, "seed": 3}
+    assert own.model_id == own_views.model_id == "lab/own"
+    assert [len(make(clip=towers[:1]).embedders()), len(make().embedders())] == [1, 0]
+    with pytest.raises(InputError, match=r"clip\.npz' holds the target 'clip_final', .* move clip\.npz away"):
+        list(task.read_raw(raw))
+    (row, *_) = rows_of(raw, clip=[{"model": "vit_l14", "prefix": "l"}], images="none")[1]
+    assert (row["pixels"].shape, row["pixels"].dtype) == ((16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"views": 2}, r"name one, e\.g\. clip=\[\{model: vit_l14\}\]"),
+        ({"clip": [{"model": "vit_l14"}, {"model": "vit_b32"}]}, "give each a `prefix`"),
+        ({"clip": [{"model": "vit_l14"}], "format": "parquet"}, "of flat files name those that they hold"),
+        ({"clip": [{"model": "vit_b32", "layers": [13]}]}, "vit_b32 has the blocks 1 to 12, none is 13"),
+    ],
+)
+def test_towers_that_cannot_be(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(**values)
+
+
+def test_a_row_s_view_is_drawn_by_key_and_place(raw: Path) -> None:
+    """View k of row i is the number 10 i + k; all targets take the same one, evaluation the clean one."""
+    schema, rows = rows_of(raw)
+    columns = columns_of(schema, rows)
+    num = len(rows)
+    numbers_NK1 = (10.0 * np.arange(num)[:, None] + np.arange(4))[..., None]
+    columns |= {
+        "clip_b": np.full((num, 2), -1, np.float32),
+        "views_final": np.repeat(numbers_NK1, 768, -1).astype(np.float32),
+        "views_b": np.repeat(numbers_NK1, 2, -1).astype(np.float32),
+    }
+    task = make(schema)
+    clean = task.collate({name: values for name, values in columns.items() if name != "image"})
+    np.testing.assert_array_equal(clean.targets["final"][3], rows[3]["clip_final"])
+    drawn = [draw_view(clean, key) for key in range(40)]
+    for batch in drawn:
+        torch.testing.assert_close(batch.targets["final"][:, :2], batch.targets["b"])
+    place_KN = np.stack([batch.targets["b"][:, 0].numpy() - 10 * np.arange(num) for batch in drawn])
+    counts = np.bincount(place_KN.astype(int).ravel(), minlength=4) / place_KN.size
+    np.testing.assert_allclose(counts, 0.25, atol=0.04)
+    assert (np.diff(place_KN, axis=0) != 0).any(1).all()
+    part = draw_view(clean.rows(slice(5, 9)), 11)
+    torch.testing.assert_close(part.targets["final"], drawn[11].targets["final"][5:9])
+    switched_off = task_data("mindeye")(
+        default_config("mindeye", {"data.augmented_views": False}, "test").config, schema=schema
+    )
+    assert draws_nothing(switched_off.collate({n: v for n, v in columns.items() if n != "image"}))
+    assert draws_nothing(
+        task.collate({n: v for n, v in columns.items() if n not in ("image", "views_final", "views_b")})
+    )
+
+
+def draws_nothing(batch: Batch) -> bool:
+    assert isinstance(batch, MindEyeBatch)
+    return draw_view(batch, 1) is batch
+
+
 def test_subjects_of_different_widths(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SYNTH_SIZES, "tiny", SynthSize({"train": 3, "val": 1, "test": 2}, 9, 16, 8, 0.5))
     make().synth(tmp_path / "other", "tiny", 5)
     for path in (tmp_path / "other").rglob("train_*.tar"):
         path.rename(raw / "webdataset_avg_split" / "train" / "train_subj02_0.tar")
     (raw / "clip.npz").unlink()
-    with pytest.raises(InputError, match=r"subj01 has 20, subj02 has 9; .* subjects=subj01"):
+    with pytest.raises(InputError, match=r"subj01 has 20, subj02 has 9; .* subjects=\[subj01\]"):
         rows_of(raw)
     assert len(rows_of(raw, subjects=["subj02"])[1]) == 3
+    narrow = {row["sample_id"]: row["voxels"] for row in rows_of(raw, subjects=["subj02"])[1]}
+    padded = rows_of(raw, pad_voxels=True)[1]
+    assert {row["voxels"].shape for row in padded} == {(3, 20)}
+    assert sum(row["subject"] == "subj02" for row in padded) == 3
+    for row in padded:
+        if row["subject"] == "subj02":
+            np.testing.assert_array_equal(row["voxels"][:, :9], narrow[row["sample_id"]])
+            assert not row["voxels"][:, 9:].any()
     with pytest.raises(InputError, match="no subject 'subj07'; it has: subj01, subj02"):
         rows_of(raw, subjects=["subj07"])
 

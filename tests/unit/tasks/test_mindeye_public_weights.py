@@ -1,5 +1,6 @@
 """Published S3 weights: their names and shapes, literally, and what a network computes by those names."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mindeye_rows import DIM, NUM_VOXELS
+from mindeye_workers import train_share
 from voxray.config.errors import InputError
 from voxray.tasks.mindeye.brain_network import BrainNetwork
 from voxray.tasks.mindeye.prior import DiffusionPrior
@@ -15,6 +18,7 @@ from voxray.tasks.mindeye.prior_network import PriorNetwork, TokenPriorNetwork
 from voxray.tasks.mindeye.prior_transformer import TransformerShape
 from voxray.tasks.mindeye.public_weights import convert
 from voxray.train.checkpoints.weights import WeightsAt, load_into, read_weights
+from voxray.train.run_folder import RunFolder
 
 Shapes = dict[str, tuple[int, ...]]
 SIZES_1X768 = TransformerShape(768, 12, 12, 64, 4, normformer=True)
@@ -290,8 +294,34 @@ def test_a_published_file_is_read_safely_and_loads(tmp_path: Path) -> None:
     assert torch.equal(network.out.weight, public["lin1.weight"])
 
 
+def test_what_was_renamed_made_and_left_out_is_told() -> None:
+    shapes = laion_prior(TransformerShape(8, 1, 2, 4, normformer=True), 5, 10)
+    network = PriorNetwork(TransformerShape(8, 1, 2, 4, normformer=True), 5, learned_timesteps=10)
+    converted = convert("prior", random(shapes), DiffusionPrior(network, 10))
+    ours = converted.weights.keys() - converted.made
+    assert converted.told() == [
+        f"{len(ours)} weights have other names here, e.g. net.learned_query is network.query",
+        "the file lacks network.null_brain, network.null_image: new, normal random numbers, "
+        "the same in every run",
+        "in the file but no weights of this part, so left out: 1 *.rotary_emb.*, 2 clip.*",
+    ]
+    assert set(converted.renamed.values()) == set(ours)
+
+
+def test_a_run_that_starts_from_a_published_file_tells_what_became_of_it(tmp_path: Path) -> None:
+    """The file fits the small network: one block of 32, and a projector."""
+    shapes = release_voxel2clip(NUM_VOXELS, 32, DIM, 1, 32)
+    public = random({name: shape for name, shape in shapes.items() if not re.match(r"mlp\.[1-3]", name)})
+    torch.save(public, tmp_path / "voxel2clip.pth")
+    train_share(str(tmp_path / "run"), voxel2clip=str(tmp_path / "voxel2clip.pth"))
+    notes = [record["text"] for record in RunFolder(tmp_path / "run").records() if record["kind"] == "note"]
+    text = f"{len(public)} weights have other names here, e.g. lin0.0.weight is first.linear.weight"
+    assert f"voxel2clip: {text}" in notes
+
+
 def test_our_own_weights_stay_as_they_are() -> None:
     network = BrainNetwork(10, 6, hidden=8)
+    assert convert("voxel2clip", network.state_dict(), network).told() == []
     alone = convert("voxel2clip", network.state_dict(), network).weights
     below = {f"voxel2clip.{name}": value for name, value in network.state_dict().items()}
     for found in (alone, convert("voxel2clip", below | {"prior.x": torch.zeros(1)}, network).weights):

@@ -58,6 +58,7 @@ def test_the_priors_loss_alone() -> None:
         ("h=2048", "model.voxel2clip.hidden_dim", 2048),
         ("cond_drop_prob=0.1", "model.prior.condition_dropout", 0.1),
         ("recons_per_sample=16", "generation.num_images", 16),
+        ("use_image_aug=False", "data.augmented_views", False),
     ],
 )
 def test_a_spelling(given: str, key: str, value: object) -> None:
@@ -76,6 +77,18 @@ def test_another_python_file_is_refused_unread(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_remote_data_says_how_to_get_the_tars() -> None:
-    with pytest.raises(InputError, match="voxray data prepare mindeye NSD OUT"):
-        loaded("config/1D_combo.py --remote_data=True")
+def test_remote_data_is_subject_1_from_the_hub() -> None:
+    """The guide downloads the tars from the hub; upstream's URLs are subject 1's, its target is CLIP L/14."""
+    data = loaded("config/1D_combo.py --remote_data=True --wds_cache_dir=/big --data.cache_gb=90")["data"]
+    assert data["path"] == "raw:hf://datasets/pscotti/naturalscenesdataset/webdataset_avg_split"
+    assert (data["cache_dir"], data["cache_gb"]) == ("/big", 90)
+    prepare = data["prepare"]
+    assert (list(prepare["subjects"]), prepare["clip"][0]["model"]) == (["subj01"], "vit_l14")
+    other = loaded("config/1D_combo.py --remote_data=True --data.prepare.subjects=[subj02]")["data"]
+    assert list(other["prepare"]["subjects"]) == ["subj02"]
+    assert loaded("config/1D_combo.py --remote_data=False") == loaded("config/1D_combo.py")
+
+
+def test_a_commit_of_the_data_is_part_of_the_url() -> None:
+    with pytest.raises(InputError, match=r"naturalscenesdataset@COMMIT/webdataset_avg_split"):
+        loaded("config/1D_combo.py --data_commit=9947586")

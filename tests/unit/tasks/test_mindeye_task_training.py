@@ -1,14 +1,17 @@
 """MindEye trains the same on one worker and two, in one batch or two, and from any cut on."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mindeye_rows import SMALL, SMALL_LOW_LEVEL, mindeye_task
 from mindeye_workers import train_share
 from voxray.testing.spawn import spawn
 from voxray.train.checkpoints import checkpoint
+from voxray.train.checkpoints.weights import load_into
 from voxray.train.control import Control, Stopped
 from voxray.train.run_folder import RunFolder
 
@@ -39,6 +42,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_worker_equals_two(alone: Path, tmp_path: Path) -> None:
     spawn(2, train_share, str(tmp_path))
     assert_alike(tmp_path, alone)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"low_level": SMALL_LOW_LEVEL}, {"subjects": ["subj01", "subj02"], "subject_dim": 16}],
+    ids=["low level", "two subjects"],
+)
+def test_one_worker_equals_two_with_further_parts(model: dict[str, Any], tmp_path: Path) -> None:
+    train_share(str(tmp_path / "alone"), mixco_fraction=0.0, model=model)
+    spawn(2, train_share, str(tmp_path / "both"), 1, 0.0, None, "", model)
+    assert_alike(tmp_path / "both", tmp_path / "alone")
 
 
 def test_two_micro_batches_equal_one_batch(tmp_path: Path) -> None:
@@ -84,6 +98,19 @@ def test_a_frozen_voxel2clip_stays_that_of_its_run(alone: Path, tmp_path: Path) 
     ]
     own = [record["val/image_r1_of_10"] for record in RunFolder(alone).records() if "val/loss" in record]
     assert retrieval == [own[-1]] * 2
+
+
+def test_further_parts_are_taken_from_a_run(tmp_path: Path) -> None:
+    """From the weights of a whole model, and from those of the part alone."""
+    task = mindeye_task({"model": {**SMALL, "low_level": SMALL_LOW_LEVEL}})
+    torch.manual_seed(0)
+    given, other = task.build_model(), task.build_model()
+    module = other.get_submodule("low_level")
+    load_into(module, task.part_weights("low_level", module, given.state_dict(), print), print)
+    for name, value in given.get_submodule("low_level").state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=0, atol=0)
+    alone = given.get_submodule("low_level").state_dict()
+    assert task.part_weights("low_level", module, alone, print).keys() == alone.keys()
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

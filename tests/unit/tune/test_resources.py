@@ -7,7 +7,10 @@ import pytest
 
 from voxray.config.errors import InputError
 from voxray.train.config import ScaleConfig
+from voxray.train.growth import UNKNOWN, Growth
 from voxray.tune.executors.resources import fit_trials, num_slots
+
+NONE = Growth()
 
 
 def node(cpu: float, gpu: float = 0, alive: bool = True) -> dict:
@@ -16,9 +19,11 @@ def node(cpu: float, gpu: float = 0, alive: bool = True) -> dict:
     return {"Alive": alive, "Resources": {name: amount for name, amount in resources.items() if amount}}
 
 
-def fit(nodes, *, asked="auto", most=None, reads=False, **scale):
+def fit(nodes, *, asked="auto", most=None, reads=False, growth=NONE, **scale):
     scales = [ScaleConfig.model_validate(scale)]
-    return fit_trials(scales, asked, nodes, most_at_a_time=most, reads=reads, place="space.yaml:3")
+    return fit_trials(
+        scales, asked, nodes, most_at_a_time=most, reads=reads, place="space.yaml:3", growth=growth
+    )
 
 
 # nodes, scale, reads → executor, at a time, what limits
@@ -69,6 +74,43 @@ def test_table(nodes, scale, reads, executor, at_a_time, limit):
     assert (found.executor, found.at_a_time) == (executor, at_a_time)
     assert f"{at_a_time} at a time ({executor}, " in found.text
     assert f"{at_a_time} fit, {limit} limits them" in found.text
+
+
+HEAD = node(0)
+TWO_SMALL = Growth(({"CPU": 2},) * 2, 2)
+MIXED = Growth(({"CPU": 2},) * 3 + ({"CPU": 8, "GPU": 2},) * 2, 3)  # three together
+
+
+@pytest.mark.parametrize(
+    ("nodes", "growth", "more", "executor", "at_a_time"),
+    [
+        ([HEAD], TWO_SMALL, {}, "inline", 4),
+        ([node(1)], TWO_SMALL, {}, "inline", 5),
+        ([HEAD], TWO_SMALL, {"reads": True}, "inline", 3),
+        ([HEAD], TWO_SMALL, {"num_workers": 2}, "gang", 2),
+        ([HEAD], TWO_SMALL, {"num_workers": 4}, "train", 1),
+        ([HEAD], TWO_SMALL, {"num_workers": [1, 4]}, "train", 1),
+        ([HEAD], TWO_SMALL, {"most": 3}, "inline", 3),
+        ([HEAD], MIXED, {"gpus_per_worker": 0}, "inline", 18),  # two of 8 CPUs, one of 2
+        ([HEAD], MIXED, {}, "inline", 4),  # auto: a GPU each
+        ([HEAD], UNKNOWN, {}, "inline", 1),
+        ([HEAD], UNKNOWN, {"most": 5}, "inline", 5),
+        ([node(4)], UNKNOWN, {}, "inline", 4),
+        ([HEAD], UNKNOWN, {"num_workers": 2}, "train", 1),  # perhaps no node holds both
+    ],
+)
+def test_nodes_that_an_autoscaler_may_add_count(nodes, growth, more, executor, at_a_time):
+    found = fit(nodes, growth=growth, **more)
+    assert (found.executor, found.at_a_time) == (executor, at_a_time), found.text
+
+
+def test_what_is_said_of_nodes_that_may_come():
+    assert "4 fit with 2 nodes of the autoscaler, CPU limits them" in fit([HEAD], growth=TWO_SMALL).text
+    assert "0 fit before nodes are added" in fit([HEAD], growth=UNKNOWN).text
+    with pytest.raises(InputError) as error:
+        fit([node(1)], growth=TWO_SMALL, num_workers=6)
+    said = "Ray has 5 CPU on 3 nodes with the 2 that the autoscaler may add, enough for 5 workers; lower"
+    assert said in str(error.value)
 
 
 def test_what_tune_reserves():

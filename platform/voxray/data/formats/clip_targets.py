@@ -10,13 +10,13 @@ from typing import Protocol
 import numpy as np
 
 from voxray.config.errors import InputError
+from voxray.core.clip_tower import PREFIX
 from voxray.core.schema import Column
 from voxray.core.task import BadRow, BadRowError, RawRow
 from voxray.data.formats.npy import ArrayError, NpzArray, index_npz
 
 FILE_NAME = "clip.npz"
 ID = "nsd_id"
-PREFIX = "clip_"  # of the columns' names
 
 
 class RowArray(Protocol):

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from voxray.config.section import Section, errors_at
+from voxray.core.clip_tower import CLIPS, ClipTargetConfig, check_stems
 from voxray.core.generation import GenerationConfig
 from voxray.core.run_config import RunConfig
 from voxray.core.trained_config import read_trained_config
@@ -18,55 +18,7 @@ from voxray.tasks.fmri_clip import spellings
 ALIASES = spellings.ALIASES
 
 
-@dataclass(frozen=True)
-class ClipTower:
-    """A CLIP vision tower by its name: the hub's id, the widths of its embedding and of its blocks."""
-
-    model_id: str
-    embedding_dim: int
-    block_dim: int
-    num_blocks: int
-
-
-CLIPS = {
-    "vit_b32": ClipTower("openai/clip-vit-base-patch32", 512, 768, 12),
-    "vit_b16": ClipTower("openai/clip-vit-base-patch16", 512, 768, 12),
-    "vit_l14": ClipTower("openai/clip-vit-large-patch14", 768, 1024, 24),
-    "vit_h14": ClipTower("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 1024, 1280, 32),
-}
-
-
 _LAYER = re.compile(r"(?:^|_)layer_(\d+)$")
-
-
-class ClipTargetConfig(Section, frozen=True):
-    """Targets from one CLIP tower, computed once per picture when raw files are prepared: the columns
-    `clip_final` and `clip_layer_K`, with the prefix between (`clip_sd_final`).
-    """
-
-    model: str = Field(
-        default="vit_l14",
-        description="vit_b32, vit_l14 …, a hub's id, or a folder (CLIPVisionModelWithProjection)",
-    )
-    revision: str = Field(default="main", description="of the hub's id")
-    layers: tuple[int, ...] = Field(default=(), description="blocks, from 1, whose CLS token is a target too")
-    prefix: str = Field(default="", pattern=r"^[a-z0-9]*$", description="tells several towers apart")
-
-    @property
-    def stem(self) -> str:
-        """What the columns' names begin with: `clip_`, or `clip_<prefix>_`."""
-        return f"clip_{self.prefix}_" if self.prefix else "clip_"
-
-    @model_validator(mode="after")
-    def _layers_are_blocks(self) -> Self:
-        if len(set(self.layers)) < len(self.layers):
-            raise ValueError("layers: a block is named twice; name each once")
-        num_blocks = CLIPS[self.model].num_blocks if self.model in CLIPS else None
-        for layer in self.layers:
-            if layer < 1 or (num_blocks is not None and layer > num_blocks):
-                last = num_blocks or "its last"
-                raise ValueError(f"layers: {self.model} has the blocks 1 to {last}, none is {layer}")
-        return self
 
 
 class FmriClipPrepareConfig(PrepareConfig, frozen=True):
@@ -134,9 +86,7 @@ class FmriClipPrepareConfig(PrepareConfig, frozen=True):
 
     @model_validator(mode="after")
     def _names_come_once(self) -> Self:
-        stems = [tower.stem for tower in self.clip]
-        if len(set(stems)) < len(stems):
-            raise ValueError("clip: two towers make the same columns; give each a `prefix` of its own")
+        check_stems(self.clip)
         if self.test_sessions and self.group != "session_id":
             raise ValueError("test_sessions need group=session_id, so that no session is in two splits")
         return self

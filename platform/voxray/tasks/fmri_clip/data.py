@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from voxray.core.batch import Batch, Columns, as_tensor
+from voxray.core.clip_tower import tower_embedder
 from voxray.core.embedder import Embedder
 from voxray.core.prepared_rows import Merge, PreparedRows
 from voxray.core.randomness import key as random_key
@@ -28,7 +29,7 @@ from voxray.tasks.fmri_clip.config import Config
 from voxray.tasks.fmri_clip.layouts import clip_columns, load_pattern, raw_columns, raw_rows
 from voxray.tasks.fmri_clip.reliability import voxel_statistics
 from voxray.tasks.fmri_clip.repeats import NUM_TRIALS, merge_of
-from voxray.tasks.fmri_clip.targets import LABEL, LABEL_COLUMN, add_label, tower_embedder
+from voxray.tasks.fmri_clip.targets import LABEL, LABEL_COLUMN, add_label
 
 # Shape letters: B batch, R repeats, V voxels, D target width, H height, W width.
 SPACE = "space"  # the statistic of x that holds a VoxelSpace

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from voxray.config.errors import InputError
+from voxray.core.clip_tower import tower_columns
 from voxray.core.schema import BYTES, Column
 from voxray.core.task import BadRow, RawRow
 from voxray.data.formats.bold_events import EVENTS, EventOptions, read_bold_events
@@ -20,7 +21,7 @@ from voxray.data.formats.mindeye2 import BETAS_FILES, read_mindeye2
 from voxray.data.formats.nsd import MASK, STIMULUS_TABLE, NsdOptions, read_nsd
 from voxray.data.formats.volumes import load_volumes
 from voxray.tasks.fmri_clip.config import FmriClipPrepareConfig
-from voxray.tasks.fmri_clip.targets import LABEL, tower_columns
+from voxray.tasks.fmri_clip.targets import LABEL
 
 NO_NUMBER = -1  # of a session or an nsd_id that the raw files do not have
 

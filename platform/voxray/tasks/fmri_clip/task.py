@@ -13,6 +13,7 @@ from torch import nn
 
 from voxray.config.errors import InputError
 from voxray.core.batch import Batch
+from voxray.core.clip_tower import CLIPS
 from voxray.core.evaluation import Evaluation, Rows, Sum
 from voxray.core.losses import LossTerm, LossTerms
 from voxray.core.pictures import PictureMaker
@@ -22,7 +23,7 @@ from voxray.core.task import Summary, Task
 from voxray.data.formats.clip_targets import PREFIX
 from voxray.data.formats.voxel_space import VoxelSpace
 from voxray.tasks.fmri_clip import objective, scores
-from voxray.tasks.fmri_clip.config import CLIPS, Config, EncoderConfig
+from voxray.tasks.fmri_clip.config import Config, EncoderConfig
 from voxray.tasks.fmri_clip.data import SPACE, FmriClipBatch, FmriClipData, draw_repeat
 from voxray.tasks.fmri_clip.generation import StimulusMaker
 from voxray.tasks.fmri_clip.model import ClipAdapter, Encoder, Inverse, unit_rows

@@ -6,10 +6,12 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from voxray.config.section import Section, errors_at
+from voxray.core.clip_tower import ClipTargetConfig, check_stems
 from voxray.core.generation import GenerationConfig
 from voxray.core.run_config import RunConfig
 from voxray.data.config import DataConfig, PrepareConfig
 from voxray.tasks.mindeye import spellings
+from voxray.tasks.mindeye.low_level_config import LowLevelConfig, VaeTargetConfig
 
 ALIASES = spellings.ALIASES
 VOXEL2CLIP, PRIOR = "voxel2clip", "prior"  # the model's two parts
@@ -28,11 +30,39 @@ class MindEyePrepareConfig(PrepareConfig, frozen=True):
         default="encoded",
         description="the picture in each row: its bytes as in the tar, uint8 [3, H, W], or none",
     )
-
     targets: tuple[str, ...] = Field(
         default=(),
         description="with a flat format: the files' columns clip_NAME, vectors; clip_hidden has several",
     )
+    clip: tuple[ClipTargetConfig, ...] = Field(
+        default=(),
+        description="towers whose targets are computed of the pictures; default: those of clip.npz alone",
+    )
+    views: int = Field(
+        default=0,
+        ge=0,
+        description="augmented views of each picture, whose targets the towers of `clip` compute too; "
+        "training draws one of them whenever it sees the row",
+    )
+    vae: VaeTargetConfig = VaeTargetConfig()
+    pad_voxels: bool = Field(
+        default=False,
+        description="subjects with fewer voxels than the widest get zeros behind theirs, for model.subjects; "
+        "false: subjects of different widths are refused",
+    )
+
+    @model_validator(mode="after")
+    def _targets_have_towers(self) -> Self:
+        check_stems(self.clip)
+        if self.clip and self.format != "raw":
+            raise ValueError(
+                "clip computes targets of raw files; of flat files name those that they hold: targets"
+            )
+        if self.vae.model and self.format != "raw":
+            raise ValueError("vae computes latents of raw files; leave it out, flat files hold no pictures")
+        if self.views and not self.clip:
+            raise ValueError("views are of the towers of `clip`; name one, e.g. clip=[{model: vit_l14}]")
+        return self
 
 
 class MindEyeDataConfig(DataConfig, frozen=True):
@@ -44,6 +74,11 @@ class MindEyeDataConfig(DataConfig, frozen=True):
         ge=8,
         description="side of the pictures in a batch, in pixels; default: none are decoded, as training on "
         "stored targets needs none",
+    )
+    augmented_views: bool = Field(
+        default=True,
+        description="training takes targets of augmented views of the pictures, where the dataset has them "
+        "(data.prepare.views); evaluation never does",
     )
 
 
@@ -105,6 +140,13 @@ class ModelConfig(Section, frozen=True):
     )
     voxel2clip: BrainNetworkConfig = BrainNetworkConfig()
     prior: PriorConfig = PriorConfig()
+    low_level: LowLevelConfig = LowLevelConfig()
+    subjects: tuple[str, ...] = Field(
+        default=(),
+        description="the dataset's subjects, e.g. [subj01, subj02]: the voxels of each go through a linear "
+        "map of their own to voxel2clip, which all share; default: one subject, no map",
+    )
+    subject_dim: int = Field(default=1024, ge=1, description="width behind the subjects' maps")
     combine_models: bool = Field(
         default=True,
         description="false: voxel2clip stays as training.parts.voxel2clip has it, the prior alone is trained",
@@ -201,8 +243,20 @@ class Config(RunConfig, frozen=True):
         if own.nce_weight == "1 - alpha" and max(own.alpha, own.alpha_end or 0) > 1:
             text = f"`1 - alpha` is below 0 with alpha={max(own.alpha, own.alpha_end or 0):g}; write a number"
             yield ("objective", "nce_weight"), text
+        yield from self._subject_problems()
         if self.training.stepper == "closed_form":
             yield ("training", "stepper"), "mindeye has no closed form; write gradient"
+
+    def _subject_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        model, subjects = self.model, self.model.subjects
+        if len(set(subjects)) < len(subjects):
+            yield ("model", "subjects"), "a subject is named twice; name each once"
+        if subjects and self.has_nce and self.objective.mixco_fraction > 0:
+            text = "voxels of several subjects do not mix; with model.subjects set mixco_fraction=0"
+            yield ("objective", "mixco_fraction"), text
+        if subjects and model.low_level.enabled:
+            text = "the branch takes the voxels of one subject; leave model.subjects out, or the branch"
+            yield ("model", "low_level", "enabled"), text
 
     def missing(self) -> list[str]:
         """Return that a frozen voxel2clip needs its weights."""

@@ -4,7 +4,7 @@ Synthetic raw files are made in `synth.py`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,24 @@ import torch
 
 from voxray.config.errors import InputError
 from voxray.core.batch import Batch, Columns, as_tensor
+from voxray.core.clip_tower import VIEWS, tower_columns, tower_embedder, view_columns, views_embedder
+from voxray.core.embedder import Embedder
+from voxray.core.randomness import key as random_key
+from voxray.core.randomness import places_rows
 from voxray.core.run_config import RunConfig
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, ReadStage, SynthReport, TaskData
+from voxray.data.formats.clip_targets import FILE_NAME as TARGETS
 from voxray.data.formats.clip_targets import PREFIX, find_targets, load_targets
-from voxray.data.formats.mindeye import load_mindeye, read_mindeye
+from voxray.data.formats.mindeye import TAR_NAME, load_mindeye, read_mindeye
 from voxray.data.formats.pictures import decode_column
 from voxray.tasks.mindeye import synth
 from voxray.tasks.mindeye.config import Config
+from voxray.tasks.mindeye.low_level_config import LATENT, vae_columns, vae_embedders
 
 HIDDEN = "hidden"  # the target of several tokens: CLIP's last layer before its projection
 
-# Shape letters: B batch, R repeats, V voxels, D target width, H height, W width.
+# Shape letters: B batch, R repeats, K views, V voxels, D target width, H height, W width.
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,11 @@ class MindEyeBatch(Batch):
     """Voxels [B, R, V] of all repeats, pictures uint8 [B, 3, H, W] where stored. `voxels_BV` is what a model
     sees: the repeats' mean, of an augmented batch one repeat of each row.
 
-    targets {final: [B, D], …} are as the raw files have them, not normalised; num_unique [B] says how many of
-    the repeats are different trials, nsd_id [B] which of NSD's 73,000 pictures was seen. An augmented
-    batch has the `key` of its noise, and each row's share of its own voxels where voxels are mixed.
+    targets {final: [B, D], …} are as the raw files or the tower have them, not normalised, of an augmented
+    batch those of one of the picture's views, where `views` {final: [B, K, D], …} has them; num_unique [B]
+    says how many of the repeats are different trials, nsd_id [B] which of NSD's 73,000 pictures was seen. An
+    augmented batch has the `key` of its noise, and each row's share of its own voxels where voxels are mixed.
+    latent [B, C, h, w] is the picture's, where the dataset has an autoencoder's.
     """
 
     voxels_BRV: torch.Tensor
@@ -47,6 +55,8 @@ class MindEyeBatch(Batch):
     voxels_BV: torch.Tensor
     mixco_share_B: torch.Tensor | None = None
     key: int = 0
+    views: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    latent_BChw: torch.Tensor | None = None
 
 
 class MindEyeData(TaskData):
@@ -63,6 +73,7 @@ class MindEyeData(TaskData):
     ) -> None:
         """Take what every task takes; no raw file is known yet."""
         self._target_columns: dict[str, Column] = {}
+        self._num_voxels = 0  # of the widest subject
         super().__init__(config, statistics, schema)
 
     def schema(self) -> Schema:
@@ -84,18 +95,32 @@ class MindEyeData(TaskData):
             for name in self.config.data.prepare.targets:
                 shape = (None, None) if name == HIDDEN else (None,)
                 columns[PREFIX + name] = Column("float32", shape)
-        return Schema(columns | self._target_columns, group="stimulus_id")
+        return Schema(columns | self._target_columns | self._tower_columns(), group="stimulus_id")
+
+    def _tower_columns(self) -> dict[str, Column]:
+        """Return the columns that the towers of `data.prepare.clip` make, and the autoencoder."""
+        columns = vae_columns(self.config.data.prepare.vae)
+        for tower in self.config.data.prepare.clip:
+            columns |= tower_columns(tower)
+            if self.config.data.prepare.views:
+                columns |= view_columns(tower, self.config.data.prepare.views)
+        return columns
 
     def read_raw(self, source: Path) -> Iterator[RawRow | BadRow]:
         """Yield a row per picture and subject; see `read_mindeye`.
 
-        Raises InputError for a subject that is not there, subjects with different numbers of voxels, and what
-        `read_mindeye` refuses.
+        Raises InputError for a subject that is not there, subjects with different numbers of voxels, targets
+        that both `clip.npz` and a tower make, and what `read_mindeye` refuses.
         """
         prepare = self.config.data.prepare
         targets = find_targets(source)
         if targets:
             self._target_columns = targets.columns()
+            if both := sorted(self._target_columns.keys() & self._tower_columns().keys()):
+                raise InputError(
+                    f"'{source / TARGETS}' holds the target '{both[0]}', and `clip` makes one of that name; "
+                    f"give the tower a `prefix`, or move {TARGETS} away"
+                )
         width: dict[str, int] = {}
         seen: set[str] = set()
         for row in read_mindeye(source, prepare.voxels):
@@ -106,14 +131,34 @@ class MindEyeData(TaskData):
             if prepare.subjects and row["subject"] not in prepare.subjects:
                 continue
             width.setdefault(row["subject"], row["num_voxels"])
-            _check_same_width(width)
+            if not prepare.pad_voxels:
+                _check_same_width(width)
+            self._num_voxels = max(width.values())
             yield targets.add_to(row) if targets else row
         if missing := sorted(set(prepare.subjects) - seen):
             raise InputError(f"'{source}' has no subject '{missing[0]}'; it has: {', '.join(sorted(seen))}")
 
+    def reads_file(self, name: str) -> bool:
+        """Whether it is a tar of a subject that is taken, or holds the targets."""
+        tar, subjects = TAR_NAME.fullmatch(Path(name).name), self.config.data.prepare.subjects
+        return name == TARGETS if tar is None else not subjects or tar[2] in subjects
+
     def map_stages(self) -> list[MapStage]:
         """Read voxels, picture and targets."""
-        return [MapStage("load", partial(_load, images=self.config.data.prepare.images))]
+        prepare = self.config.data.prepare
+        num_voxels = self.dataset_schema.columns["voxels"].shape[-1] or self._num_voxels
+        stage = partial(_load, images=prepare.images, num_voxels=num_voxels if prepare.pad_voxels else 0)
+        return [MapStage("load", stage)]
+
+    def embedders(self) -> list[Embedder]:
+        """Return the towers of `data.prepare.clip`, of the pictures and of their augmented views, and the
+        autoencoder.
+        """
+        prepare = self.config.data.prepare
+        towers = [*vae_embedders(prepare.vae), *(tower_embedder(tower) for tower in prepare.clip)]
+        if not prepare.views:
+            return towers
+        return [*towers, *(views_embedder(tower, prepare.views, prepare.seed) for tower in prepare.clip)]
 
     def read_stages(self) -> list[ReadStage]:
         """Decode pictures that are stored encoded, to `data.image_size`, where that is given."""
@@ -142,7 +187,27 @@ class MindEyeData(TaskData):
             targets={name.removeprefix(PREFIX): as_tensor(columns[name]) for name in names},
             image_BCHW=None if image is None or image.dtype == object else as_tensor(image),
             subject=columns["subject"].tolist(),
+            latent_BChw=as_tensor(columns[LATENT]) if LATENT in columns else None,
+            views={
+                name.removeprefix(VIEWS): as_tensor(columns[name])
+                for name in columns
+                if name.startswith(VIEWS) and self.config.data.augmented_views
+            },
         )
+
+
+def draw_view(batch: MindEyeBatch, key: int) -> MindEyeBatch:
+    """Return the batch with the targets of one of each picture's views, of all targets the same one; itself
+    where it has none. Row i's choice depends on (key, position_B[i]) alone.
+    """
+    if not batch.views:
+        return batch
+    num_views = next(iter(batch.views.values())).shape[1]
+    num_B = torch.full_like(batch.position_B, num_views)
+    drawn_B = places_rows(random_key(key, "view"), batch.position_B, num_B)
+    row_B = torch.arange(len(batch), device=drawn_B.device)
+    seen = {name: views[row_B, drawn_B] for name, views in batch.views.items()}
+    return replace(batch, targets=batch.targets | seen)
 
 
 def decode_images(columns: Columns, side: int) -> Columns:
@@ -155,19 +220,23 @@ def _check_same_width(width: dict[str, int]) -> None:
         counts = ", ".join(f"{subject} has {num}" for subject, num in width.items())
         raise InputError(
             f"subjects differ in their voxels: {counts}; a dataset has one width: choose with "
-            f"subjects={next(iter(width))}"
+            f"subjects=[{next(iter(width))}], or keep them all with pad_voxels=true, for model.subjects"
         )
 
 
-def _load(row: RawRow, images: str) -> RawRow:
-    """Return the row with its arrays. Raises BadRowError, naming tar and sample."""
+def _load(row: RawRow, images: str, num_voxels: int = 0) -> RawRow:
+    """Return the row with its arrays, voxels padded to `num_voxels`, and the picture as `pixels` for the
+    towers. Raises BadRowError, naming tar and sample.
+    """
     loaded = load_targets(load_mindeye(row))
     if len(row["trials"]) != row["num_repeats"]:
         raise BadRowError(
             f"{row['origin']}: 'trial.npy' names {len(row['trials'])} trials, but there are "
             f"{row['num_repeats']} repeats; pack the sample again"
         )
-    loaded["trials"] = np.array(row["trials"], np.int64)
+    loaded |= {"trials": np.array(row["trials"], np.int64), "pixels": loaded["image"]}
+    num_lacking = max(0, num_voxels - loaded["voxels"].shape[1])
+    loaded["voxels"] = np.pad(loaded["voxels"], ((0, 0), (0, num_lacking)))
     if images == "encoded":
         return loaded | {"image": loaded["encoded"]}
     return loaded | {"image": np.ascontiguousarray(loaded["image"].transpose(2, 0, 1))}

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from voxray.core.generation import facts_for, told_of_pipeline
+from voxray.core.generation import facts_for, told_of_networks, told_of_pipeline
 from voxray.core.pictures import NO_TRUTHS, Picture, Pictures, Take, chosen_rows, pictured_rows
 from voxray.core.randomness import key
 from voxray.data.formats.clip_targets import PREFIX
 from voxray.data.formats.pictures import stored_pictures
-from voxray.metrics.reconstruction import grey_ssim, pixel_correlation
+from voxray.metrics.reconstruction import reconstruction_scores
 from voxray.nn.generation import Generator, read_pipeline
 from voxray.nn.made_pictures import clip_scores, embedding_norm, norm_of_targets
+from voxray.nn.picture_networks import PictureNetwork, find_networks, lacking, load_networks
 from voxray.tasks.mindeye.config import Config
+from voxray.tasks.mindeye.low_level_config import LATENT
 
 SAMPLES = "prior_samples"  # the column [N, K, E] of predictions that pictures are made of
 
@@ -33,22 +35,30 @@ class ReconstructionMaker:
     def __init__(
         self, config: Config, embedding_dim: int, statistics: Mapping[str, Any], device: torch.device
     ) -> None:
-        """Read the pipeline's small files. Raises InputError where it does not take such embeddings."""
+        """Read the pipeline's small files. Raises InputError where it does not take such embeddings, and for
+        networks that are not there.
+        """
         self._config, self._device = config.generation, device
         target = config.model.target
         self._target_norm = norm_of_targets(statistics.get(PREFIX + target, {}), embedding_dim)
         mend = "train on a target of {wanted}"
         self._facts = facts_for(read_pipeline, config.generation, embedding_dim, target, mend)
+        with told_of_networks():
+            self._networks = find_networks(config.generation.networks)
 
     def __call__(self, predictions: Mapping[str, Any], take: Take | None) -> Pictures:
         """Return the pictures of the first rows, beside those that were seen where the dataset stores them.
 
-        Raises InputError where the pipeline cannot be loaded or run, RunError where the GPU's memory ends.
+        Raises InputError where the pipeline or a network cannot be loaded or run, RunError where the GPU's
+        memory ends.
         """
         config = self._config
         chosen = chosen_rows(predictions["sample_id"], predictions["stimulus_id"], config.num_rows)
         ids = [predictions["sample_id"][row] for row in chosen]
         brain_RE = predictions["embedding"][chosen].float()
+        truths = stored_pictures(take(ids) if take is not None else {})
+        with told_of_networks():
+            networks = load_networks(self._networks if truths else (), self._device)
         with told_of_pipeline():
             generator = Generator(self._facts, self._device)
             notes, embedding_RKE = self._embeddings(predictions, chosen, generator)
@@ -56,9 +66,15 @@ class ReconstructionMaker:
                 self._kept(generator, embedding_RKE[place], brain_RE[place], name)
                 for place, name in enumerate(ids)
             ]
-        truths = stored_pictures(take(ids) if take is not None else {})
-        notes += _scores(generator, made, truths)
+            blurred = _blurred(generator, predictions, chosen)
+        if truths:
+            notes += [*_scores(generator, made, truths, networks), *lacking(self._networks)]
+            notes += _blurred_scores(blurred, truths)
+        else:
+            notes.append(NO_TRUTHS)
         pictures = [[Picture(pixels) for pixels in made_KHW3] for made_KHW3 in made]
+        for place, pixels in enumerate(blurred):
+            pictures[place].append(Picture(pixels, ("of the low-level branch",)))
         return Pictures(pictured_rows(predictions, chosen, pictures, truths), tuple(notes))
 
     def _embeddings(
@@ -99,22 +115,34 @@ class ReconstructionMaker:
         return made_KHW3[best : best + 1]
 
 
-def _scores(generator: Generator, made: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> list[str]:
+def _blurred(generator: Generator, predictions: Mapping[str, Any], chosen: Sequence[int]) -> list[np.ndarray]:
+    """Return the chosen rows' pictures of the low-level branch; none without one. Raises ValueError where the
+    pipeline has another autoencoder.
+    """
+    latents = predictions.get(LATENT)
+    return [] if latents is None else list(generator.decode(latents[list(chosen)].float()))
+
+
+def _blurred_scores(blurred: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> list[str]:
+    if not blurred:
+        return []
+    made, true = ([torch.from_numpy(pixels) for pixels in pictures] for pictures in (blurred, truths))
+    return [f"of the low-level branch: {reconstruction_scores(made, true).lines()[0]}"]
+
+
+def _scores(
+    generator: Generator,
+    made: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    networks: Sequence[PictureNetwork],
+) -> list[str]:
     """Return how like the pictures that were seen the first reconstruction of each row is, in words."""
-    if not truths:
-        return [NO_TRUTHS]
-    pairs = [(_tensor(pictures[0]), _tensor(truth)) for pictures, truth in zip(made, truths, strict=True)]
-    pixcorr = float(torch.cat([pixel_correlation(*pair) for pair in pairs]).nanmean())
-    ssim = float(torch.cat([grey_ssim(*pair) for pair in pairs]).mean())
-    told = [f"PixCorr {pixcorr:.3f}, SSIM {ssim:.3f} over {len(pairs)} rows"]
+    firsts = [torch.from_numpy(pictures[0]) for pictures in made]
+    told = reconstruction_scores(firsts, [torch.from_numpy(truth) for truth in truths], networks).lines()
     scores_RKR = clip_scores(generator, [pictures[:1] for pictures in made], truths)
-    if scores_RKR is not None and len(pairs) > 1:
+    num = len(firsts)
+    if scores_RKR is not None and num > 1:
         score_RR = scores_RKR[:, 0]
-        two_way = (score_RR.diagonal()[:, None] > score_RR).float().sum() / (len(pairs) * (len(pairs) - 1))
+        two_way = (score_RR.diagonal()[:, None] > score_RR).float().sum() / (num * (num - 1))
         told.append(f"CLIP two-way identification {float(two_way):.3f} by the pipeline's image encoder")
     return told
-
-
-def _tensor(pixels_HWC: np.ndarray) -> torch.Tensor:
-    """Return float32 [1, 3, H, W] from 0 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1)[None].float() / 255

@@ -5,8 +5,10 @@ The names are those of fMRI-reconstruction-NSD (`lin0.0.weight`, …) and DALLE2
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -59,7 +61,7 @@ _PRIOR_RULES: Rules = (
 _LEARNED_QUERY = "net.learned_query"
 # the CLIP that the prior was trained with, and what follows from the sizes: rotary frequencies and the
 # schedule, whose ᾱ is compared
-_NOT_NEEDED = re.compile(r"clip\..*|voxel2clip\..*|noise_scheduler\.\w+|.*\.rotary_emb\.\w+")
+_NOT_NEEDED = ("clip.*", "voxel2clip.*", "noise_scheduler.*", "*.rotary_emb.*")
 _SCHEDULE = "noise_scheduler.alphas_cumprod"
 # LAION's file is older than these; a new prior begins with such normal numbers too
 _MAY_LACK = ("network.padding", "network.null_brain", "network.null_image")
@@ -67,10 +69,31 @@ _MAY_LACK = ("network.padding", "network.null_brain", "network.null_image")
 
 @dataclass(frozen=True)
 class Converted:
-    """A module's weights, whole, under its names; `made` are those that the file lacks, which are new."""
+    """A module's weights, whole, under its names; `made` are those that the file lacks, which are new.
+
+    `renamed` has the published names and ours; `left_out` how many names of each kind the file holds beyond
+    the module's weights.
+    """
 
     weights: dict[str, torch.Tensor]
     made: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def told(self) -> list[str]:
+        """Return what a user should know of it, a sentence each; nothing for weights of our own names."""
+        said = []
+        if self.renamed:
+            theirs, ours = next(iter(self.renamed.items()))
+            said.append(f"{len(self.renamed)} weights have other names here, e.g. {theirs} is {ours}")
+        if self.made:
+            said.append(
+                f"the file lacks {', '.join(self.made)}: new, normal random numbers, the same in every run"
+            )
+        if self.left_out:
+            kinds = ", ".join(f"{num} {kind}" for kind, num in self.left_out.items())
+            said.append(f"in the file but no weights of this part, so left out: {kinds}")
+        return said
 
 
 def convert(part: str, public: Tensors, module: nn.Module) -> Converted:
@@ -102,16 +125,18 @@ def _brain_network(public: Tensors, module: BrainNetwork) -> Converted:
         problems.append(
             f"the weights are of layers with {orders[act_first]}, the model has {orders[not act_first]}"
         )
-    return _checked(public, _renamed(public, _BRAIN_RULES), module, problems, ())
+    return _checked(public, _renamed(public, _BRAIN_RULES), module, problems)
 
 
 def _prior(public: Tensors, module: DiffusionPrior) -> Converted:
-    needed = {name: value for name, value in public.items() if not _NOT_NEEDED.fullmatch(name)}
+    kind_of = {name: next((kind for kind in _NOT_NEEDED if fnmatchcase(name, kind)), "") for name in public}
+    needed = {name: value for name, value in public.items() if not kind_of[name]}
     query = "network.query" if "network.query" in module.state_dict() else "network.place"
     rules = ((re.escape(_LEARNED_QUERY), query), *_PRIOR_RULES)
     problems = _schedule_problems(public, module)
+    left_out = Counter(kind for kind in kind_of.values() if kind)
     try:
-        return _checked(needed, _renamed(needed, rules), module, problems, _MAY_LACK)
+        return _checked(needed, _renamed(needed, rules), module, problems, _MAY_LACK, left_out)
     except InputError as error:
         raise InputError(*error.problems, f"the weights are of a prior with {_prior_sizes(needed)}") from None
 
@@ -128,7 +153,12 @@ def _renamed(public: Tensors, rules: Iterable[tuple[str, str]]) -> dict[str, str
 
 
 def _checked(
-    public: Tensors, ours: dict[str, str], module: nn.Module, problems: list[str], may_lack: tuple[str, ...]
+    public: Tensors,
+    ours: dict[str, str],
+    module: nn.Module,
+    problems: list[str],
+    may_lack: tuple[str, ...] = (),
+    left_out: Mapping[str, int] | None = None,
 ) -> Converted:
     """Return the weights with the shapes that `module` has, and new ones where they may be lacking."""
     own = module.state_dict()
@@ -149,7 +179,7 @@ def _checked(
         raise InputError(*problems)
     new = torch.Generator().manual_seed(0)
     made = {name: torch.randn(own[name].shape, generator=new) for name in lacking}
-    return Converted(weights | made, tuple(lacking))
+    return Converted(weights | made, tuple(lacking), ours, left_out or {})
 
 
 def _squeezed(shape: torch.Size) -> tuple[int, ...]:

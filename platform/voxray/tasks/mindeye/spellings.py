@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from voxray.config.spellings import Aliases, Spelling
+from voxray.config.spellings import NOTHING, Aliases, Spelling
 from voxray.core.spellings import at_top, in_words, true_is
 
-_HUB = "pscotti/naturalscenesdataset"
+# where the guide's tars lie; upstream's URLs name the branch `main` too
+HUB = "hf://datasets/pscotti/naturalscenesdataset/webdataset_avg_split"
 
 
 def layer(value: Any) -> Any:
@@ -15,10 +16,11 @@ def layer(value: Any) -> Any:
 
 _NORMS = {"bn": "batch", "ln": "layer"}
 _REMOTE = Spelling(
-    instead="training reads a prepared dataset: download the tars once (`hf download --repo-type dataset "
-    f"{_HUB} --include 'webdataset_avg_split/*' --local-dir NSD`), run `voxray data prepare mindeye NSD OUT` "
-    "and give data.path=OUT, which may be a URL"
+    "data.path",
+    true_is(f"raw:{HUB}", NOTHING),
+    also={"data.prepare.subjects": ["subj01"], "data.prepare.clip": [{"model": "vit_l14"}]},
 )
+_COMMIT = Spelling(instead=f"name it in the URL: data.path=raw:{HUB.replace('dataset/', 'dataset@COMMIT/')}")
 
 # guide's path → our path
 ALIASES: Aliases = {
@@ -49,5 +51,7 @@ ALIASES: Aliases = {
     "recons_per_sample": "generation.num_images",
     # on which rows
     "remote_data": _REMOTE,
+    "data_commit": _COMMIT,
+    "use_image_aug": "data.augmented_views",
     **dict.fromkeys(("wds_cache_dir", "cache_dir"), "data.cache_dir"),
 }

@@ -4,6 +4,7 @@ Shapes: B rows of a batch, N of an update or a split, R repeats, V voxels, T tok
 F = T · D.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -26,11 +27,14 @@ from voxray.core.task import Summary, Task
 from voxray.data.formats.clip_targets import PREFIX
 from voxray.tasks.mindeye import objective, scores
 from voxray.tasks.mindeye.config import PRIOR, VOXEL2CLIP, Config
-from voxray.tasks.mindeye.data import MindEyeBatch, MindEyeData
+from voxray.tasks.mindeye.data import MindEyeBatch, MindEyeData, draw_view
 from voxray.tasks.mindeye.generation import SAMPLES, ReconstructionMaker
+from voxray.tasks.mindeye.low_level import latent_shape
+from voxray.tasks.mindeye.low_level_config import LATENT, LOW_LEVEL
 from voxray.tasks.mindeye.model import MindEye
 from voxray.tasks.mindeye.objective import Mixed
 from voxray.tasks.mindeye.public_weights import convert
+from voxray.tasks.mindeye.shared_subject import subject_places
 
 RATIO = "mse_to_nce"  # of the weighted terms, in an update
 
@@ -50,10 +54,16 @@ class MindEyeTask(MindEyeData, Task):
 
     # --- model
     def build_model(self) -> nn.Module:
-        """Build it for the dataset's voxels and target. Raises InputError for a target that it lacks."""
+        """Build it for the dataset's voxels, target and latents. Raises InputError for what it lacks."""
         num_voxels = self.dataset_schema.columns["voxels"].shape[-1]
         assert num_voxels is not None
-        return MindEye(self.config.model, num_voxels, *self._target_shape(), is_compared=self.config.has_nce)
+        return MindEye(
+            self.config.model,
+            num_voxels,
+            *self._target_shape(),
+            is_compared=self.config.has_nce,
+            latent=latent_shape(self.config.model.low_level, self.dataset_schema),
+        )
 
     def _target_shape(self) -> tuple[int, int]:
         """Return the tokens and the width of the target in the dataset."""
@@ -63,24 +73,34 @@ class MindEyeTask(MindEyeData, Task):
             names = [name for name in self.dataset_schema.columns if name.startswith(PREFIX)]
             there = ", ".join(name.removeprefix(PREFIX) for name in names) or "none"
             raise InputError(
-                f"the dataset has no target '{target}'; it has: {there}. Set model.target, or put clip.npz "
-                "beside the tars (nsd_id, final [pictures, 768], hidden [pictures, 257, 768]) and prepare it"
+                f"the dataset has no target '{target}'; it has: {there}. Set model.target, or prepare it "
+                "with clip=[{model: vit_l14}] (final), or with clip.npz beside the tars (nsd_id, final "
+                "[pictures, 768], hidden [pictures, 257, 768])"
             )
         shape = [int(size) for size in column.shape if size is not None]
         return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
 
     def part_weights(
-        self, part: str, module: nn.Module, weights: dict[str, torch.Tensor]
+        self, part: str, module: nn.Module, weights: dict[str, torch.Tensor], tell: Callable[[str], None]
     ) -> dict[str, torch.Tensor]:
-        """Return the weights of voxel2clip or of the prior: a run's, or published ones. Raises InputError
-        with everything in published ones that does not fit.
+        """Return the weights of a part of a run's model; those of voxel2clip and of the prior may be
+        published ones. Raises InputError with everything in published ones that does not fit.
         """
-        return convert(part, weights, module).weights if part in (VOXEL2CLIP, PRIOR) else weights
+        if part not in (VOXEL2CLIP, PRIOR):
+            above = f"{part}."
+            below = {n.removeprefix(above): value for n, value in weights.items() if n.startswith(above)}
+            return below or weights
+        converted = convert(part, weights, module)
+        for text in converted.told():
+            tell(f"{part}: {text}")
+        return converted.weights
 
     # --- objective
     def augment(self, batch: Batch, key: int) -> MindEyeBatch:
-        """Draw one of each row's repeats, and its share of its own voxels where they are mixed."""
-        batch, own = cast(MindEyeBatch, batch), self.config.objective
+        """Draw one of each row's repeats, one of its picture's views, and its share of its own voxels where
+        they are mixed.
+        """
+        batch, own = draw_view(cast(MindEyeBatch, batch), key), self.config.objective
         num_B = torch.full_like(batch.position_B, batch.voxels_BRV.shape[1])
         drawn_B = places_rows(key_of(key, "repeat"), batch.position_B, num_B)
         row_B = torch.arange(len(batch), device=drawn_B.device)
@@ -93,18 +113,22 @@ class MindEyeTask(MindEyeData, Task):
         )
 
     def normalizers(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """Count valid rows, for either term."""
+        """Count valid rows, for each term."""
         return dict.fromkeys(self._term_names(), batch.valid_B.sum())
 
     def _term_names(self) -> tuple[str, ...]:
-        has_prior = self.config.model.prior.enabled
-        return (*(("mse",) if has_prior else ()), *(("nce",) if self.config.has_nce else ()))
+        model = self.config.model
+        there = {"mse": model.prior.enabled, "nce": self.config.has_nce, LOW_LEVEL: model.low_level.enabled}
+        return tuple(name for name, is_there in there.items() if is_there)
 
     def loss(self, model: nn.Module, batch: Batch, stage: Stage) -> LossTerms:
-        """Return the prior's squared error and the contrastive term that holds at this place."""
+        """Return the prior's squared error, the contrastive term that holds at this place, and the low-level
+        branch's error, whose voxels are never mixed.
+        """
         batch, model = cast(MindEyeBatch, batch), cast(MindEye, model)
         seen = self._mixed(batch)
-        found = model(batch.voxels_BV if seen is None else seen.voxels_BV)
+        voxels_BV = batch.voxels_BV if seen is None else seen.voxels_BV
+        found = model(voxels_BV, *self._subject_places(batch))
         terms: LossTerms = {}
         if model.prior is not None:
             error_B = self._prior_error(model, found["embedding"], batch, batch.position_B, drops=True)
@@ -113,7 +137,17 @@ class MindEyeTask(MindEyeData, Task):
         if self.config.has_nce:
             with torch.autocast(batch.voxels_BV.device.type, enabled=False):
                 terms["nce"] = self._nce(found["compared"], batch, seen)
+        if model.low_level is not None:
+            error_B = _latent_error(model.low_level(batch.voxels_BV), batch)
+            terms[LOW_LEVEL] = LossTerm((error_B * batch.valid_B).sum(), self.config.model.low_level.weight)
         return terms
+
+    def _subject_places(self, batch: MindEyeBatch) -> tuple[torch.Tensor, ...]:
+        """Return the rows' places in `model.subjects` [B]; nothing for one subject. Raises InputError for a
+        row of another one.
+        """
+        known = self.config.model.subjects
+        return (subject_places(batch.subject, batch.valid_B, known),) if known else ()
 
     def _mixed(self, batch: MindEyeBatch) -> Mixed | None:
         """Return the mixed voxels, where the batch is augmented and the place is one of mixing."""
@@ -157,7 +191,7 @@ class MindEyeTask(MindEyeData, Task):
         found: Summary = {"tau": objective.tau(own, place), "mixco": float(objective.is_mixed(own, place))}
         if self.config.model.prior.enabled:
             found["alpha"] = objective.alpha(own, place)
-        if len(self._terms) > 1:
+        if {"mse", "nce"} <= self._terms.keys():
             found[RATIO] = float(self._terms["mse"] / self._terms["nce"])
         return found
 
@@ -167,12 +201,15 @@ class MindEyeTask(MindEyeData, Task):
         error at timesteps and noise that the picture decides.
         """
         batch, model = cast(MindEyeBatch, batch), cast(MindEye, model)
-        found = model(batch.voxels_BV)
+        found = model(batch.voxels_BV, *self._subject_places(batch))
         keep_B = batch.valid_B
         sums: dict[str, Sum] = {}
         if model.prior is not None:
             error_B = self._prior_error(model, found["embedding"], batch, batch.nsd_id_B, drops=False)
             sums["mse"] = Sum((error_B * keep_B).sum(), keep_B.sum())
+        latent_BChw = None if model.low_level is None else model.low_level(batch.voxels_BV)
+        if latent_BChw is not None:
+            sums[LOW_LEVEL] = Sum((_latent_error(latent_BChw, batch) * keep_B).sum(), keep_B.sum())
         keep = keep_B.cpu().numpy()
         columns = {
             "embedding": _rows_of(found["compared"], keep),
@@ -181,6 +218,8 @@ class MindEyeTask(MindEyeData, Task):
         }
         if model.prior is not None and self.config.generation.pipeline:
             columns[SAMPLES] = self._samples(model, found["embedding"], batch.sample_id, keep)
+        if latent_BChw is not None and self.config.generation.pipeline:
+            columns[LATENT] = latent_BChw.float().cpu().numpy()[keep]
         names = [np.asarray(ids, dtype=object)[keep].tolist() for ids in (batch.sample_id, batch.group_id)]
         return Evaluation(sums, Rows(names[0], names[1], columns))
 
@@ -209,6 +248,9 @@ class MindEyeTask(MindEyeData, Task):
             size = self.config.training.batch_size * self.config.training.accumulate_grad_batches
             terms["nce"] = objective.chunked_info_nce(*scores.unit_embeddings(merged.rows), own.tau, size)
             loss += terms["nce"] * objective.nce_weight(own, BEGINNING)
+        if LOW_LEVEL in merged.sums:
+            terms[LOW_LEVEL] = float(merged.sums[LOW_LEVEL].value / merged.sums[LOW_LEVEL].count)
+            loss += terms[LOW_LEVEL] * self.config.model.low_level.weight
         values = scores.gallery_values(merged.rows, own, self._is_cut)
         means = {name: float(value_P.mean()) for name, value_P in values.items()}
         return {"loss": loss, **terms, scores.COSINE: float(scores.cosines(merged.rows).mean()), **means}
@@ -232,8 +274,9 @@ class MindEyeTask(MindEyeData, Task):
         return {name: value for name, value in merged.rows.columns.items() if name != "target"}
 
     def example_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Return the repeats' mean."""
-        return (cast(MindEyeBatch, batch).voxels_BV,)
+        """Return the repeats' mean, and of several subjects each row's."""
+        batch = cast(MindEyeBatch, batch)
+        return (batch.voxels_BV, *self._subject_places(batch))
 
     def picture_maker(self, device: torch.device) -> PictureMaker:
         """Return what makes pictures of the prior's samples, by the pipeline of `generation`."""
@@ -249,6 +292,12 @@ class MindEyeTask(MindEyeData, Task):
         known = _unit_rows(train[PREFIX + self.config.model.target])
         ridge = RidgeCV(alphas=np.logspace(0, 6, 7)).fit(train["voxels"].mean(1), known)
         return _unit_rows(ridge.predict(held_out["voxels"].mean(1)))
+
+
+def _latent_error(found_BChw: torch.Tensor, batch: MindEyeBatch) -> torch.Tensor:
+    """Return the mean absolute error of each row's latent [B]."""
+    assert batch.latent_BChw is not None
+    return (found_BChw - batch.latent_BChw).abs().flatten(1).mean(1)
 
 
 def _rows_of(embedding: torch.Tensor, keep: np.ndarray) -> np.ndarray:

@@ -175,10 +175,15 @@ def prune(folder: Path, keep: int, tell: Callable[[str], None], known_valid: Pat
         )
         leaving = leaving[leaving.index(rescued) + 1 :] if rescued else []
     for checkpoint in leaving:
-        doomed = checkpoint.with_name(f".{checkpoint.name}.partial-deleted")
-        checkpoint.rename(doomed)  # a reader sees it whole or not at all
-        shutil.rmtree(doomed)
+        remove(checkpoint)
     _remove_leftovers(folder)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; a reader sees it whole or not at all."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.partial-deleted")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 class Saver:
@@ -188,14 +193,22 @@ class Saver:
     waits for it. A failure is raised as RunError by the next `save` or `wait`.
     """
 
-    def __init__(self, folder: Path, keep: int, asynchronous: bool, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        asynchronous: bool,
+        tell: Callable[[str], None],
+        send: Callable[[], None] = lambda: None,
+    ) -> None:
         """`keep` newest checkpoints stay beside those that are pointed to; `tell` may be called from the
-        thread.
+        thread. `send` is called after each save: where the run is stored elsewhere, it copies it there.
         """
         self.folder = folder
         self.keep = keep
         self.asynchronous = asynchronous
         self.tell = tell
+        self.send = send
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._bytes_in_flight = 0
@@ -253,6 +266,7 @@ class Saver:
                 f"{written} is written, but older checkpoints or a pointer beside it could not be changed: "
                 f"{error}"
             ) from error
+        self.send()
 
 
 def _write_whole(folder: Path, snapshot: Snapshot, marks: dict[str, Any]) -> Path:

@@ -6,7 +6,6 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from voxray.config.errors import InputError
 from voxray.core.registry import task_class
 from voxray.core.run_config import RunConfig, Stage
 from voxray.core.task import Task
-from voxray.data.dataset import SYNTH, dataset_path, ensure_dataset
+from voxray.data.dataset import dataset_path, ensure_dataset, is_made
 from voxray.data.local import LocalStream
+from voxray.data.location import working_folder
 from voxray.data.manifest import load_manifest
 from voxray.data.source import choose_transport, open_source
 from voxray.train.checkpoints import weights
@@ -112,7 +112,7 @@ def needs_ray(config: RunConfig) -> bool:
     try:
         dataset = dataset_path(config)
     except InputError:
-        return config.data.path.startswith(SYNTH)
+        return is_made(config.data.path)
     return choose_transport(dataset, config.data)[0] == "stream"
 
 
@@ -245,7 +245,9 @@ def _weights(config: RunConfig) -> weights.WeightsAt | None:
 
 
 def _resolved(config: RunConfig, reference: str, earlier: list[str]) -> weights.WeightsAt:
-    return weights.resolve(reference, Path(config.storage.path), run_folder(config).checkpoints, earlier)
+    return weights.resolve(
+        reference, working_folder(config.storage.path), run_folder(config).checkpoints, earlier
+    )
 
 
 def _scaled(num_bytes: int, first: Stage, stage: Stage) -> int:

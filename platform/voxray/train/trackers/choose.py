@@ -1,9 +1,9 @@
 """Which trackers a run asks for, and whether their libraries are there."""
 
 from importlib.util import find_spec
-from pathlib import Path
 
 from voxray.core.run_config import RunConfig
+from voxray.data.location import working_folder
 from voxray.train.trackers.mlflow import Mlflow
 from voxray.train.trackers.tensorboard import TensorBoard
 from voxray.train.trackers.tracker import Tracker
@@ -19,7 +19,7 @@ def chosen_trackers(config: RunConfig) -> list[Tracker]:
     if logging.wandb.enabled:
         trackers.append(Wandb(logging.wandb))
     if logging.mlflow.enabled:
-        trackers.append(Mlflow(logging.mlflow, Path(config.storage.path)))
+        trackers.append(Mlflow(logging.mlflow, working_folder(config.storage.path)))
     return trackers
 
 

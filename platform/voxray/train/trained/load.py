@@ -22,6 +22,7 @@ from voxray.data.local import LocalStream
 from voxray.data.manifest import load_manifest
 from voxray.data.source import open_source
 from voxray.data.store import Store
+from voxray.train.at_hand import at_hand
 from voxray.train.checkpoints import checkpoint
 from voxray.train.checkpoints.files import MANIFEST, read_manifest, verify
 from voxray.train.run_folder import RunFolder
@@ -117,8 +118,9 @@ def load(
 def find(reference: Path) -> tuple[Path, Path | None]:
     """Return the folder of the weights that `reference` names, and the run where its best ones are meant.
 
-    Raises InputError when there is none.
+    It may be a URL, of which a local copy is made. Raises InputError when there is none.
     """
+    reference = at_hand(reference)
     if (reference / MANIFEST).is_file():
         return reference, None
     pointer = reference.name if reference.name in ("best", "last") and not reference.exists() else ""

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from voxray.config.errors import InputError
 from voxray.data.dataset import ensure_dataset
+from voxray.data.location import is_url, without_options
 from voxray.data.source import choose_transport
+from voxray.train.launch import growth
 from voxray.tune.ablation.cells import Ablation
 from voxray.tune.ablation.data_check import refuse_other_data
 from voxray.tune.ablation.ledger import CellLedger
@@ -33,6 +35,12 @@ def open_ablation(ablation: Ablation) -> Generator[CellLedger]:
     reuse were trained on other data.
     """
     plan = ablation.plan
+    storage = plan.base.config.storage.path
+    if is_url(storage):
+        raise InputError(
+            f"storage.path={without_options(storage)}: ablations share trained cells by files and locks, "
+            "which an object store has not; name a folder that all machines see"
+        )
     if (plan.folder / JOURNAL).exists():
         raise InputError(
             f"{plan.folder} holds a search; give the ablation another name with experiment_name="
@@ -138,6 +146,7 @@ def _fitting(ablation: Ablation) -> Fitting:
         most_at_a_time=ablation.config.max_concurrent,
         reads=reads,
         place=ablation.plan.place("ablate"),
+        growth=growth(),
     )
 
 

@@ -1,7 +1,8 @@
 """What a trial reserves, and how many trials the cluster holds at a time: decided once, before the first one.
 
-A trial that is begun gets its workers at once: no more are begun than fit on the nodes as they are, worker by
-worker, with a CPU left where something else must run beside them.
+A trial that is begun gets its workers at once, or as soon as the autoscaler has brought them: no more are
+begun than fit on the nodes that there are and that may come, worker by worker, with a CPU left where
+something else must run beside them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +11,9 @@ from typing import Any, Literal
 
 from voxray.config.errors import InputError
 from voxray.train.config import ScaleConfig
+from voxray.train.growth import Growth, Resources
 from voxray.tune.config import Executor
 
-Resources = Mapping[str, float]
 ExecutorName = Literal["inline", "gang", "train"]
 
 # Ray's own precision, so that 0.1 fits ten times into 1.
@@ -20,6 +21,7 @@ PRECISION = 1e-4
 PLENTY = 1e9
 # Tune reserves a bundle for each trial. One byte of memory is one that no worker ever misses.
 NEXT_TO_NOTHING = {"memory": 1.0}
+NO_GROWTH = Growth()
 READING = 1.0  # CPUs for Ray Data's tasks: without one they and the trials would starve each other for ever
 
 
@@ -77,26 +79,35 @@ def fit_trials(
     most_at_a_time: int | None,
     reads: bool,
     place: str,
+    growth: Growth = NO_GROWTH,
 ) -> Fitting:
     """Choose the executor and how many trials run at a time.
 
     `scales`: of all trials that there may be. `nodes`: as `ray.nodes()` returns them. `reads`: whether Ray
-    Data's tasks run beside the trials. `place`: where the user can change what a trial needs. Raises
-    InputError when not even one fits, or when the executor that was asked for cannot train them.
+    Data's tasks run beside the trials. `place`: where the user can change what a trial needs. `growth`: what
+    an autoscaler may add. Raises InputError when not even one fits, or when the executor that was asked for
+    cannot train them.
     """
     there = resources_of(nodes)
-    need = most_needed(scales, there)
-    executor = choose_executor(need, asked, there, place)
+    need = most_needed(scales, [*there, *growth.best(lambda node: node.get("GPU", 0.0))])
+    to_come = growth.best(lambda node: slots_of(node, need.worker))
+    all_nodes = [*there, *to_come]
+    executor = choose_executor(need, asked, all_nodes, place)
     reserved = READING if reads else 0.0
-    slots = num_slots(there, need.worker, reserved)
+    slots = num_slots(all_nodes, need.worker, reserved)
     fit = slots // need.most
     if fit < 1 and need.is_elastic and slots >= need.fewest:
         fit = 1
+    if not growth.is_known:
+        at_a_time = most_at_a_time or max(fit, 1)
+        text = f"{at_a_time} at a time ({executor}, {need.text} each; {fit} fit before nodes are added)"
+        return Fitting(executor, need.worker, need.most, at_a_time, text)
     if fit < 1:
-        raise InputError(_too_much(need, there, reserved, place))
+        raise InputError(_too_much(need, all_nodes, len(to_come), reserved, place))
     at_a_time = min(fit, most_at_a_time or fit)
-    limit = limiting(there, need, reserved)
-    text = f"{at_a_time} at a time ({executor}, {need.text} each; {fit} fit, {limit} limits them)"
+    limit = limiting(all_nodes, need, reserved)
+    added = f" with {_nodes_text(len(to_come))} of the autoscaler" if to_come else ""
+    text = f"{at_a_time} at a time ({executor}, {need.text} each; {fit} fit{added}, {limit} limits them)"
     return Fitting(executor, need.worker, need.most, at_a_time, text)
 
 
@@ -178,7 +189,11 @@ def limiting(nodes: Sequence[Resources], need: Need, reserved: float = 0.0) -> s
     return max(need.worker, key=slots_with_plenty_of)
 
 
-def _too_much(need: Need, nodes: Sequence[Resources], reserved: float, place: str) -> str:
+def _nodes_text(num: int) -> str:
+    return f"{num} node{'s' if num > 1 else ''}"
+
+
+def _too_much(need: Need, nodes: Sequence[Resources], num_to_come: int, reserved: float, place: str) -> str:
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in need.worker}
     there = ", ".join(f"{amount:g} {name}" for name, amount in total.items())
     slots = num_slots(nodes, need.worker, reserved)
@@ -187,8 +202,9 @@ def _too_much(need: Need, nodes: Sequence[Resources], reserved: float, place: st
     with_workers = f"with scale.num_workers={number} " if need.most > 1 else ""
     keys = ["scale.num_workers"] if need.most > 1 else []
     keys += [f"scale.{name.lower()}s_per_worker" for name in need.worker]
+    added = f" with the {num_to_come} that the autoscaler may add" if num_to_come else ""
     return (
-        f"{place}: a trial {with_workers}needs {need.text}{reading}; Ray has {there} on {len(nodes)} node"
-        f"{'s' if len(nodes) > 1 else ''}, enough for {slots} worker{'' if slots == 1 else 's'}; lower "
+        f"{place}: a trial {with_workers}needs {need.text}{reading}; Ray has {there} on "
+        f"{_nodes_text(len(nodes))}{added}, enough for {slots} worker{'' if slots == 1 else 's'}; lower "
         f"{', '.join(keys[:-1])}{' or ' if keys[:-1] else ''}{keys[-1]}"
     )

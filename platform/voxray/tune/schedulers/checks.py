@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxray.config.errors import InputError
 from voxray.core.run_config import RunConfig
+from voxray.data.location import is_url, without_options
 from voxray.train.config import TrainingConfig
 from voxray.tune.config import ObjectiveConfig, SearchConfig
 from voxray.tune.space.draw import probes
@@ -45,6 +46,12 @@ def scheduler_problems(
 
 
 def _population_problems(search: SearchConfig, base: Mapping[str, Any], place: Place) -> Iterator[str]:
+    storage = str(base.get("storage.path", ""))
+    if is_url(storage):
+        yield (
+            f"{place('search', 'scheduler')}: scheduler pbt links a trial's checkpoint into another trial, "
+            f"which storage.path={without_options(storage)} cannot; name a folder that all machines see"
+        )
     for path, entry in search.space.items():
         if entry.kind != "fixed" and not may_change(path):
             yield (

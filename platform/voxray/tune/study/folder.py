@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from voxray.config.errors import InputError
 from voxray.config.files import display
 from voxray.config.resolve import leaves
+from voxray.train.mirror import STUDY_LOG, Mirror
 from voxray.train.run_folder import FREE_SECTIONS
 from voxray.tune.ledger import TrialRow
 from voxray.tune.plan import WORDS, Plan
@@ -42,7 +43,8 @@ def open_study(plan: Plan) -> Generator[StudyLedger]:
 
 @contextmanager
 def locked_study(plan: Plan) -> Generator[None]:
-    """Hold the plan's STUDY folder for this process alone, with its study.json written or checked.
+    """Hold the plan's STUDY folder for this process alone, with its study.json written or checked. Where
+    `storage.path` is a URL, it is fetched first and sent at the end; the lock is this machine's.
 
     Raises InputError when another process holds it, or when it was begun with another space or experiment.
     """
@@ -54,11 +56,21 @@ def locked_study(plan: Plan) -> Generator[None]:
         raise InputError(
             f"{plan.folder}: another voxray works on this study; wait for it, or {OTHER_NAME}"
         ) from error
+    mirror = mirror_of(plan)
     try:
+        if mirror:
+            mirror.open()
         _describe(plan)
         yield
+        if mirror:
+            mirror.close()
     finally:
         lock.release()
+
+
+def mirror_of(plan: Plan) -> Mirror | None:
+    """Return the mirror of the plan's STUDY, without its trials, each of which is a run with its own."""
+    return Mirror.of(plan.base.config.storage.path, plan.folder, STUDY_LOG)
 
 
 def _describe(plan: Plan) -> None:

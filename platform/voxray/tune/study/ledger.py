@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxray.config.errors import RunError
+from voxray.train.mirror import refresh
 from voxray.train.run_folder import RunFolder, of_last_stage
 from voxray.tune.config import ObjectiveConfig, SearchConfig
 from voxray.tune.job import RUN, Job
@@ -207,6 +208,7 @@ class StudyLedger:
         runs = job.runs if job else ()
         first_steps: dict[int, int] = {}
         for number, run in enumerate(runs):
+            refresh(run.config.storage.path, run.path)
             evaluations = [r for r in RunFolder(run.path).records() if r["kind"] in EVALUATIONS]
             for record in evaluations:
                 self.report(index, {**record, RUN: number})

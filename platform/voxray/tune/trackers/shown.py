@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from voxray.config.secrets import masked
 from voxray.core.run_config import RunConfig
+from voxray.data.location import working_folder
 from voxray.train.config import MlflowConfig, WandbConfig
 from voxray.train.log_tail import Record
 from voxray.train.run_folder import RunFolder
@@ -63,7 +64,7 @@ def chosen(config: RunConfig, study: RunFolder, name: str) -> list[Shown]:
     if logging.wandb.enabled:
         found.append(InWandb(logging.wandb, name))
     if logging.mlflow.enabled:
-        found.append(InMlflow(logging.mlflow, Path(config.storage.path), study))
+        found.append(InMlflow(logging.mlflow, working_folder(config.storage.path), study))
     return found
 
 
