@@ -5,7 +5,7 @@ values, which `schedules.set_rates` reads and which go through a checkpoint with
 import inspect
 import sys
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,6 @@ from voxray.train.optimisation.parameters import options_of
 # Fused kernels on a CPU too: 1.4–2.9 × as fast as the default ones on small models, 2.5–4.7 × with 10 M
 # parameters (torch 2.14, one thread), with the same error against float64.
 FUSED_ON = ("cuda", "cpu")
-Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
 
 
 def build_optimizer(
@@ -54,7 +53,7 @@ def _spare_compiler() -> None:
 
 
 @cache
-def _eager(kind: type[Kind]) -> type[Kind]:
+def _eager(kind: type[torch.optim.Optimizer]) -> Any:
     """Return the class with a `step` that is the same and leaves torch's compiler alone.
 
     Torch's own imports it (1.7 s in each process that trains) to break a graph that is not compiled here.
