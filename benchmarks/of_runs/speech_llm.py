@@ -8,7 +8,8 @@ synthesizer makes of them, and is saved as transformers saves a model. Then it i
     voxray train brain_text/planted_audio_llm data.prepare.audio.tower=OUT model.llm.source=OUT
 
 It learns to read from sentences of one word first, then of more, and its audio tokens spell their letters by
-CTC on the side: of whole sentences alone it learns how they are written and never to listen.
+CTC on the side: of whole sentences alone it learns how they are written and never to listen. Its audio tokens
+come slower and faster than speech, as those of a brain will.
 
 The sentences are drawn by another seed than those of the recordings. A share of them is read without speech,
 so that what the model writes after the prompt alone is its own best guess: the text prior that a control asks
@@ -39,6 +40,7 @@ UNHEARD = 0.1  # share of sentences read without speech
 LEARNING_RATE = 3e-3
 SHORT = (1, 2)  # words of the sentences that it begins with, for a share of the steps
 SHORT_STEPS = 0.4
+TEMPI = (0.7, 2.5)  # audio tokens are stretched by so much: brain tokens come at another pace than speech's
 HEARD_AT_ONCE = 64
 
 
@@ -106,6 +108,8 @@ class Reader:
         """
         tokens = [torch.tensor([*self.tokenizer(text).input_ids, self.end]) for text in heard.texts]
         audio_BAE, lengths_B = self._audio(heard)
+        spelling = self._spelling(audio_BAE, lengths_B, [own[:-1] for own in tokens])
+        audio_BAE, lengths_B = stretched(audio_BAE, lengths_B)
         lengths = torch.where(torch.from_numpy(is_unheard_B), 0, lengths_B).tolist()
         width = max(num + len(self._prompt) + len(own) for num, own in zip(lengths, tokens, strict=True))
         given_BSE = torch.zeros(len(tokens), width, audio_BAE.shape[-1])
@@ -118,7 +122,7 @@ class Reader:
             labels_BS[row, num + len(self._prompt) : num + len(text)] = own
             mask_BS[row, : num + len(text)] = 1
         written = self.network(inputs_embeds=given_BSE, attention_mask=mask_BS, labels=labels_BS).loss
-        return written, self._spelling(audio_BAE, lengths_B, [own[:-1] for own in tokens])
+        return written, spelling
 
     def _spelling(
         self, audio_BAE: torch.Tensor, lengths_B: torch.Tensor, tokens: list[torch.Tensor]
@@ -161,6 +165,17 @@ class Reader:
         """Write the folder that `tower` and `llm.source` name."""
         for part in (self.network, self.tokenizer, self.features):
             part.save_pretrained(out)
+
+
+def stretched(audio_BAE: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each row's tokens at another pace, which wanders by a tenth along it, and their numbers."""
+    rows: list[torch.Tensor] = []
+    for audio_AE, num in zip(audio_BAE, lengths_B.tolist(), strict=True):
+        tempo = torch.empty(()).uniform_(*TEMPI)
+        steps_A = torch.empty(max(1, round(num * float(tempo)))).uniform_(0.9, 1.1)
+        place_A = (steps_A.cumsum(0) - steps_A[0]) * (num / float(steps_A.sum()))
+        rows.append(audio_AE[place_A.long().clamp(max=num - 1)])
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
 
 
 def train(
