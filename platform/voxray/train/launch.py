@@ -22,7 +22,6 @@ from voxray.data.location import is_url, working_folder
 from voxray.data.source import choose_transport
 from voxray.train.dry_run.plan import check_monitor, check_start_from
 from voxray.train.growth import UNKNOWN, Growth, autoscaler_file, growth_of
-from voxray.train.mirror import Mirror, mirrored_log
 from voxray.train.progress import catch_up, follow
 from voxray.train.run_folder import RunFolder, differences, run_folder
 from voxray.train.trackers.choose import missing_libraries
@@ -48,6 +47,8 @@ def launch(
     if missing:
         raise InputError(*missing)
     run = run_folder(config)
+    from voxray.train.mirror import Mirror, mirrored_log
+
     mirror = Mirror.of(config.storage.path, run.path)
     if mirror:
         mirror.open()

@@ -12,6 +12,7 @@ import optuna
 import pytest
 
 from voxray.config.errors import InputError, RunError
+from voxray.testing.tiny import TinyConfig
 from voxray.tune.config import ObjectiveConfig, SamplerConfig, SearchConfig
 from voxray.tune.job import RUN, Job, Run
 from voxray.tune.space.config import Distribution
@@ -99,7 +100,7 @@ def test_the_mean_over_seeds_of_each_seeds_best_is_told(tmp_path):
     for number, losses in enumerate([[0.5, 0.2, 0.3], [0.8, 0.6, 0.7]]):
         folder = tmp_path / f"run{number}"
         folder.mkdir()
-        runs.append(Run(folder, None))
+        runs.append(Run(folder, TinyConfig()))
         records = [{"kind": "epoch", "step": s, "epochs": s, "val/loss": v} for s, v in enumerate(losses)]
         (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     ledger.report(0, {"step": 0, "val/loss": 0.5})
@@ -122,7 +123,7 @@ def test_a_trial_of_several_stages_has_the_best_of_its_last(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     ledger.report(0, {"step": 0, "val/loss": 0.1})
-    row = ledger.finish(0, Job(0, (Run(tmp_path / "run", None),), "inline"))
+    row = ledger.finish(0, Job(0, (Run(tmp_path / "run", TinyConfig()),), "inline"))
     assert (row.value, row.step) == (0.4, 3)
 
 

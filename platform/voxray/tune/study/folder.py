@@ -5,19 +5,21 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from voxray.config.errors import InputError
 from voxray.config.files import display
 from voxray.config.resolve import leaves
-from voxray.train.mirror import STUDY_LOG, Mirror
 from voxray.train.run_folder import FREE_SECTIONS
 from voxray.tune.ledger import TrialRow
 from voxray.tune.plan import WORDS, Plan
 from voxray.tune.study.journal import JOURNAL
 from voxray.tune.study.ledger import StudyLedger
+
+if TYPE_CHECKING:
+    from voxray.train.mirror import Mirror
 
 DESCRIPTION, LOCK, BEST, FRONT = "study.json", "study.lock", "best.yaml", "front"
 OTHER_NAME = "give this study another name with experiment_name="
@@ -68,8 +70,10 @@ def locked_study(plan: Plan) -> Generator[None]:
         lock.release()
 
 
-def mirror_of(plan: Plan) -> Mirror | None:
+def mirror_of(plan: Plan) -> "Mirror | None":
     """Return the mirror of the plan's STUDY, without its trials, each of which is a run with its own."""
+    from voxray.train.mirror import STUDY_LOG, Mirror
+
     return Mirror.of(plan.base.config.storage.path, plan.folder, STUDY_LOG)
 
 

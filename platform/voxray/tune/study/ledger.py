@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxray.config.errors import RunError
-from voxray.train.mirror import refresh
 from voxray.train.run_folder import RunFolder, of_last_stage
 from voxray.tune.config import ObjectiveConfig, SearchConfig
 from voxray.tune.job import RUN, Job
@@ -205,6 +204,8 @@ class StudyLedger:
 
         An epoch saved but not heard of before a kill is not trained again; the runs' logs have it.
         """
+        from voxray.train.mirror import refresh
+
         runs = job.runs if job else ()
         first_steps: dict[int, int] = {}
         for number, run in enumerate(runs):
