@@ -13,9 +13,9 @@ export HF_HUB_OFFLINE ?= 1
 IMAGE ?= voxray
 TARGET ?= cuda
 
-.PHONY: help setup demo test chaos bench docs lint image push
+.PHONY: help setup demo test chaos bench peers docs lint image push
 help:
-	@echo "make demo | test | chaos | bench | docs | lint | setup | image | push IMAGE=… | environment.yaml"
+	@echo "make demo | test | chaos | bench | peers | docs | lint | setup | image | push IMAGE=… | environment.yaml"
 
 setup: $(LOCKED)
 
@@ -44,6 +44,11 @@ chaos: setup
 
 bench: setup
 	for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+# The libraries that benchmarks/ingest.py and benchmarks/ridge.py measure beside ours.
+peers: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .[bench]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0
 
 docs: setup
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

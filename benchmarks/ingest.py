@@ -8,8 +8,9 @@ Five modalities, one after the other (files of up to 22 GB, deleted between): fM
 and a target of 768), neural trials (up to 1,500 × 512 float32, delivered padded), cubes (30 × 500 × 500
 float32), X-rays (224² uint8) of 3 GB each, and 4,000 X-rays of 1024² as JPEG, decoded to 224². One process;
 all ways take turns, epoch by epoch, each with its files in the page cache; the first epoch is shown apart,
-medians and spreads are of five more, fewer for a way that takes more than three minutes (`--quick`: one, of
-tiny data, and two TorchTrainer workers for fMRI alone). On all sides the rows, dtypes and batch sizes are
+medians and spreads are of five more, fewer for a way that takes more than three minutes. `--quick` has one
+more, of tiny data, Ray's guide for fMRI alone, no TorchTrainer: it shows that all of it runs, and its figures
+are not those that the targets are for. On all sides the rows, dtypes and batch sizes are
 the same, shuffling spans at least as much with ours (1 GB) as with a peer that has a buffer, and a sum over
 rows and values is compared after every epoch.
 Peers run with the settings that their own documentation gives for speed; each of `ingest_parts/peer_*.py`
@@ -36,7 +37,7 @@ from typing import Any
 
 import torch
 from ingest_parts import ours, tables
-from ingest_parts.measure import EpochCost, Way, expected_sum, first_batches_s, measure, size_of
+from ingest_parts.measure import EpochCost, Way, cool, expected_sum, first_batches_s, measure, size_of
 from ingest_parts.modalities import Modality, modalities, write_jpegs
 
 from voxray.cluster.connect import connect
@@ -67,6 +68,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", "The given (NumPy array|buffer) is not writable")
     folder = Path(tempfile.mkdtemp(prefix="ingest"))
     os.environ["XDG_CACHE_HOME"] = str(folder / "user-cache")  # marks of checked windows go there
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # it takes files in the page cache for used
     try:
         with connect():
             import ray.data  # noqa: F401 - it sets its logger up
@@ -94,19 +96,18 @@ def measure_modalities(folder: Path, quick: bool, only: str, peers: Sequence[str
     found: list[dict[str, Any]] = []
     for name in chosen:
         before = time.perf_counter()
-        results, missing = measure_modality(
-            known[name], folder / name, quick, peers, with_workers=not quick or name == "fmri"
-        )
+        own_peers = [peer for peer in peers if not quick or name == "fmri" or peer != "ray"]
+        results, missing = measure_modality(known[name], folder / name, quick, own_peers)
         tables.print_table(results, missing)
         print(f"all of it took {(time.perf_counter() - before) / 60:.1f} minutes")
         tables.print_ratios(results)
-        tables.print_targets(results)
+        tables.print_targets(results, quick)
         found += tables.records(results)
     return found
 
 
 def measure_modality(
-    modality: Modality, folder: Path, quick: bool, peers: Sequence[str], with_workers: bool
+    modality: Modality, folder: Path, quick: bool, peers: Sequence[str]
 ) -> tuple[list[tables.Result], list[str]]:
     """Write one modality in all formats, measure all ways, delete it; return results and what is missing."""
     rounds = 1 + (QUICK_EPOCHS if quick else EPOCHS)
@@ -114,7 +115,7 @@ def measure_modality(
     if modality.jpeg_folder is not None:
         write_jpegs(modality)
     expected = expected_sum(modality)
-    ways, missing = ours.ways(modality, folder), []
+    own, of_peers, missing = ours.ways(modality, folder), list[Way](), list[str]()
     for peer_name in peers:
         module, package = f"peer_{peer_name}", PEERS[peer_name]
         try:
@@ -122,23 +123,30 @@ def measure_modality(
                 f"ingest_parts.{module}"
             ).ways
         except ImportError as error:
-            missing.append(f"{package:40}not installed ({error}): pip install {package}")
+            missing.append(f"{package:40}not installed ({error}): make peers")
             continue
-        ways += peer(modality, folder)
+        of_peers += peer(modality, folder)
+    ways = [*own, *of_peers]
+    # A peer's worker processes live on as copies of this one, which should not hold our batches then.
+    turns = [*of_peers, *own]
     costs: dict[str, list[EpochCost]] = {way.name: [] for way in ways}
+    for way in ways:
+        cool(way.files)
     for epoch in range(rounds):
-        for way in ways:
+        for way, next_way in zip(turns, [*turns[1:], turns[0]], strict=True):
             so_far = costs[way.name]
             if epoch < 2 or sum(cost.seconds for cost in so_far) < WAY_LIMIT_S:
                 so_far.append(measure(way, epoch, expected))
-    short = [name for name, own in costs.items() if len(own) < rounds]
+            if way.files not in (next_way.files, own[0].files):
+                cool(way.files)
+    short = [name for name, measured in costs.items() if len(measured) < rounds]
     missing += [f"{name:40}{len(costs[name]) - 1} later epochs: they took long" for name in short]
     follow = {way.name: first_batches_s(way, rounds) for way in ours.followed_ways(modality, ways[0].files)}
     results = [
         tables.Result(way.name, modality, costs[way.name], size_of(way.files), follow.get(way.name, ()))
         for way in ways
     ]
-    if with_workers:
+    if not quick:
         results += _with_workers(modality, folder, rounds, expected)
     shutil.rmtree(folder)
     if modality.jpeg_folder is not None:

@@ -20,14 +20,15 @@ def train_share(
     control: Control | None = None,
     voxel2clip: str = "",
     model: dict[str, Any] | None = None,
+    joint: bool = False,
 ) -> None:
     """Train two epochs of three updates of eight rows: one with mixed voxels, one with SoftCLIP. With
-    `voxel2clip`, the weights of a run, that part stays as it is. `model` are further values of its section;
-    where they name subjects, the rows are of two.
+    `voxel2clip`, the weights of a run, that part stays as it is, unless `joint`. `model` are further values
+    of its section; where they name subjects, the rows are of two.
     """
     task = mindeye_task(
         {
-            "model": {**SMALL, "combine_models": not voxel2clip, **(model or {})},
+            "model": {**SMALL, "combine_models": joint or not voxel2clip, **(model or {})},
             "objective": {"gallery": 10, "tau": 0.05, "mixco_fraction": mixco_fraction, "alpha_end": 0.05},
             "training": {
                 "batch_size": 8 // accumulate,

@@ -112,7 +112,7 @@ def modalities(folder: Path, quick: bool) -> dict[str, Modality]:
     jpeg = Modality("xray_jpeg", 4_000, 64, "uint8", (SIDE, SIDE), "grey level", jpeg_folder=folder / "jpeg")
     all_of_them = (fmri, trials, cubes, xray, jpeg)
     if quick:
-        sizes = {"fmri": 4_608, "trials": 64, "cubes": 8, "xray": 4_096, "xray_jpeg": 64}
+        sizes = {"fmri": 1_536, "trials": 64, "cubes": 8, "xray": 1_536, "xray_jpeg": 64}
         batches = {"trials": 16, "cubes": 2, "xray_jpeg": 16}
         all_of_them = tuple(
             replace(

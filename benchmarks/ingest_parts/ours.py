@@ -19,6 +19,7 @@ from ingest_parts.modalities import Modality, decode_batch, decode_jpeg
 from voxray.core.batch import EpochRequest
 from voxray.core.task import ReadStage
 from voxray.data.config import DataConfig
+from voxray.data.local import LocalStream
 from voxray.data.source import batch_rules, open_source
 from voxray.testing.datasets import write_dataset
 
@@ -69,11 +70,13 @@ def ways(modality: Modality, folder: Path) -> list[Way]:
 
 
 def followed_ways(modality: Modality, path: Path) -> list[Way]:
-    """Return ways whose epochs follow one another, as a training run's do."""
-    return [
-        Way(name, path, batches(modality, path, DataConfig(transport=transport), followed=True))
-        for name, transport in ((LOCAL, "local"), (STREAM, "stream"))
-    ]
+    """Return ways whose epochs follow one another, as a training run's do; `close` them afterwards."""
+    ways = []
+    for name, transport in ((LOCAL, "local"), (STREAM, "stream")):
+        config = DataConfig(transport=transport)
+        source = _opened(modality, path, config)
+        ways.append(Way(name, path, _epochs(modality, source, config, followed=True), source.close))
+    return ways
 
 
 def cache_way(modality: Modality, path: Path, copies: Path) -> Way:
@@ -89,11 +92,21 @@ def batches(
     config: DataConfig,
     rank: int = 0,
     world_size: int = 1,
-    followed: bool = False,
 ) -> Callable[[int], Iterator[Delivered]]:
-    """Return what yields a worker's batches of an epoch; `followed` as in `EpochRequest`."""
+    """Return what yields a worker's batches of an epoch."""
+    return _epochs(modality, _opened(modality, path, config, rank, world_size), config)
+
+
+def _opened(
+    modality: Modality, path: Path | str, config: DataConfig, rank: int = 0, world_size: int = 1
+) -> LocalStream:
     stages = [ReadStage("decode", decode_batch)] if modality.jpeg_folder is not None else []
-    source = open_source(path, config, rank, world_size, stages)
+    return open_source(path, config, rank, world_size, stages)
+
+
+def _epochs(
+    modality: Modality, source: LocalStream, config: DataConfig, followed: bool = False
+) -> Callable[[int], Iterator[Delivered]]:
     rules = batch_rules(config, training=True)
 
     def epoch(number: int) -> Iterator[Delivered]:

@@ -87,9 +87,9 @@ def print_ratios(results: Sequence[Result]) -> None:
             print(f"{peer.name:40}" + "".join(f"{mine.rate / peer.rate:14.2f} ×" for mine in own))
 
 
-def print_targets(results: Sequence[Result]) -> None:
-    """Print each target with what was measured and whether it holds."""
-    print("\ntargets")
+def print_targets(results: Sequence[Result], quick: bool) -> None:
+    """Print each target with what was measured and whether it holds; they are for the full form."""
+    print("\ntargets" + (" of the full form, which this tiny data need not reach" if quick else ""))
     for what, measured, wanted, higher in _targets(results):
         holds = measured >= wanted if higher else measured <= wanted
         sign = "≥" if higher else "≤"

@@ -30,7 +30,12 @@ chmod 600 "$RAY_AUTH_TOKEN_PATH"
 
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 head_name=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-head_address=$(getent ahostsv4 "$head_name" | awk 'NR == 1 {print $1}'):6379
+head_ip=$(getent ahostsv4 "$head_name" | awk 'NR == 1 {print $1}') || true
+if [[ -z $head_ip ]]; then
+  echo "the address of $head_name is not known here; add it to /etc/hosts, or mend the machines' DNS" >&2
+  exit 1
+fi
+head_address=$head_ip:6379
 pid_file=$(mktemp "${TMPDIR:-/tmp}/voxray.XXXXXX")
 
 # The batch script runs on the allocation's first machine, and so does the command: its process is within reach.

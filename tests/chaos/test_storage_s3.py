@@ -3,10 +3,10 @@
 Machines are processes with a cache folder of their own. Needs `moto[server]`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from voxray.data.location import working_folder
@@ -152,8 +153,11 @@ def stored_steps(name: str) -> list[str]:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL a driver; its private Ray goes with it."""
-    process.send_signal(signal.SIGKILL)
+    """SIGKILL a driver and all that it has started, as the end of a machine does."""
+    driver = psutil.Process(process.pid)
+    for each in [driver, *driver.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     process.communicate()
 
 

@@ -48,10 +48,13 @@ def ablate(
     if not joins_a_cluster():
         check_room(plan, private_cpus())
     if dry_run:
-        from voxray.tune.ablation.ledger import CellLedger
+        from voxray.tune.ablation.ledger import CellLedger, fetch_cells
 
+        fetch_cells(ablation)
         _print_cells(CellLedger(ablation), as_json)
         return
+    if lacking := [text for arm in ablation.arms for text in arm.config.config.missing()]:
+        raise InputError(*dict.fromkeys(lacking))
     from voxray.tune.ablation.run import open_ablation
 
     with open_ablation(ablation) as ledger:

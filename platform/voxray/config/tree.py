@@ -58,9 +58,14 @@ class Node:
 
     def get(self, path: KeyPath) -> "Node | None":
         """Return the node at `path`, None where there is none."""
-        node: Node | None = self
+        node = self
         for part in path:
-            node = dict(node.children()).get(part) if node else None
+            if isinstance(node.value, dict) and part in node.value:
+                node = node.value[part]
+            elif isinstance(node.value, list) and part in map(str, range(len(node.value))):
+                node = node.value[int(part)]
+            else:
+                return None
         return node
 
     def without(self, path: KeyPath) -> "Node":

@@ -247,7 +247,9 @@ class LoggingConfig(Section, frozen=True):
 class StorageConfig(Section, frozen=True):
     """Where runs and studies are kept."""
 
-    path: str = Field(default="runs", description="RUN is <storage.path>/<task>/<run.name or experiment>")
+    path: str = Field(
+        default="runs", description="a folder or a URL; RUN is <path>/<task>/<run.name or experiment>"
+    )
 
 
 class RunNameConfig(Section, frozen=True):

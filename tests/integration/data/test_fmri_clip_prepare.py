@@ -1,14 +1,12 @@
 """fMRI → datasets on a real Ray cluster: CLIP targets, repeats as one row, voxels' reliability, MindEye."""
 
-import io
-import tarfile
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+from mindeye2_folder import write_mindeye2
 from nsd_folder import pixels_of, shown_by, write_nsd, write_stimuli
 from voxray.config.errors import InputError
 from voxray.core.batch import BatchRules, EpochRequest
@@ -223,28 +221,10 @@ def test_mindeyes_tars_are_trials(tmp_path: Path) -> None:
 
 def test_mindeye2s_files(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
-    rng = np.random.default_rng(0)
-    betas = rng.standard_normal((1600, 12)).astype(np.float32)
-    raw.mkdir()
-    with h5py.File(raw / "betas_all_subj01_fp32_renorm.hdf5", "w") as file:
-        file["betas"] = betas
-    images = rng.random((60, 3, 224, 224)).astype(np.float16)
-    with h5py.File(raw / "coco_images_224_float16.hdf5", "w") as file:
-        file["images"] = images
     shown = {"train": range(40), "new_test": range(40, 50), "test": range(45, 60)}
-    for folder, nsd_ids in shown.items():
-        path = raw / "wds" / "subj01" / folder / "0.tar"
-        path.parent.mkdir(parents=True)
-        with tarfile.open(path, "w") as tar:
-            for nsd_id in nsd_ids:
-                behav = np.zeros((1, 17))
-                behav[0, [0, 5, 16]] = nsd_id, nsd_id * 20, folder != "train"
-                for member in ("behav.npy", "past_behav.npy"):
-                    content = io.BytesIO()
-                    np.save(content, behav)
-                    info = tarfile.TarInfo(f"sample{nsd_id:06d}.{member}")
-                    info.size = len(content.getvalue())
-                    tar.addfile(info, io.BytesIO(content.getvalue()))
+    betas, images = write_mindeye2(
+        raw, {folder: [(nsd_id, nsd_id * 20) for nsd_id in ids] for folder, ids in shown.items()}
+    )
     manifest, rows = prepared(raw, tmp_path / "ds", images="pixels")
     np.testing.assert_array_equal(rows["x"], betas[rows["nsd_id"] * 20])
     assert set(rows["nsd_id"].tolist()) == set(range(50))

@@ -58,12 +58,12 @@ def task_counts() -> Counter:
 def test_two_workers_train_on_what_ray_data_read(experiment):
     from ray.util.state import list_actors
 
-    before, actors_before = task_counts(), {a.actor_id for a in list_actors(address=here())}
+    before, actors_before = task_counts(), {a.actor_id for a in list_actors(address=here(), limit=10_000)}
     resolved = experiment(scale__num_workers=2, data__transport="stream")
     run = launch(resolved, "auto", QUIET)
     # From Ray's own state: read tasks of our windows ran, and two Ray Train workers lived.
     assert task_counts()["ReadVoxrayWindows"] > before["ReadVoxrayWindows"]
-    new = [a for a in list_actors(address=here()) if a.actor_id not in actors_before]
+    new = [a for a in list_actors(address=here(), limit=10_000) if a.actor_id not in actors_before]
     assert sum("TrainWorker" in a.class_name for a in new) == 2
     ranks = [r for r in run.records() if r["kind"] == "rank"]
     assert [r["rank"] for r in ranks] == [0, 1]

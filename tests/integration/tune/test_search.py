@@ -32,7 +32,11 @@ def test_the_real_trainer_in_reused_actors(space, tmp_path):
     from voxray.train.worker import train_here
 
     here = ray.get_runtime_context().gcs_address  # another Ray may run on the machine
-    before = {actor.actor_id for actor in list_actors(address=here)}
+    every = {
+        "address": here,
+        "limit": 10_000,
+    }  # by itself it lists a hundred, and forgets who was there before
+    before = {actor.actor_id for actor in list_actors(**every)}
     plan = load_plan(space, [f"storage.path={tmp_path}", "search.trials=4", "search.max_concurrent=2"])
     finished, rows, heard, said = run(plan, train_here)
     assert finished
@@ -40,9 +44,7 @@ def test_the_real_trainer_in_reused_actors(space, tmp_path):
     assert sorted(heard, key=lambda row: row.index) == rows
     assert "4 trials to do, 2 at a time (inline, 1 CPU each; 4 fit, CPU limits them)" in said[0]
     # From Ray's own state: four trials ran in two actors.
-    actors = [
-        a for a in list_actors(address=here) if a.actor_id not in before and a.class_name == "VoxrayTrial"
-    ]
+    actors = [a for a in list_actors(**every) if a.actor_id not in before and a.class_name == "VoxrayTrial"]
     assert len(actors) == 2
     for row in rows:
         folder = RunFolder(plan.trial_folder(row.index))

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,23 @@ def test_the_image_runs_as_a_user_without_rights_in_both_targets():
     assert "RAY_AUTH_MODE=token" in bodies["base"]
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored  # only what is named goes in
+
+
+def linted(tool: str, text: str) -> str:
+    """Return what a linter of the environment finds in a text."""
+    command = [Path(sys.executable).parent / tool, "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True).stdout
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    assert "DL3007" in linted("hadolint", "FROM debian:latest\n")  # a tag that moves
+    assert linted("hadolint", (ROOT / "Dockerfile").read_text()) == ""
+
+
+def test_shellcheck_finds_nothing_in_the_scripts():
+    assert "SC2086" in linted("shellcheck", "#!/bin/bash\nls $1\n")  # not quoted
+    for script in ("docs/cluster/slurm.sh", ".ci/run"):
+        assert linted("shellcheck", (ROOT / script).read_text()) == ""
 
 
 def test_condas_environment_is_the_lock():

@@ -95,7 +95,7 @@ def test_layouts_are_told_apart(tmp_path: Path, shared_data: Path) -> None:
 def test_group_and_subjects(tmp_path: Path) -> None:
     np.savez(tmp_path / "subj01.npz", **trials())
     np.savez(tmp_path / "subj02.npz", **trials(num_voxels=7))
-    with pytest.raises(InputError, match=r"subj01 has 5 voxels, subj02 7; .* subjects=subj01"):
+    with pytest.raises(InputError, match=r"subj01 has 5 voxels, subj02 7; .* subjects=\[subj01\]"):
         rows_of(tmp_path)
     rows = rows_of(tmp_path, subjects=["subj02"])[1]
     assert {row["subject"] for row in rows} == {"subj02"}

@@ -34,6 +34,15 @@ def test_bi_mixco_without_mixing_is_info_nce(tau):
     torch.testing.assert_close(loss, info_nce(PRED, TARGET, tau))
 
 
+def test_info_nce_is_float32_under_autocast_too():
+    torch.manual_seed(0)
+    rows_ND = torch.randn(64, 32)
+    near_ND = rows_ND + 0.1 * torch.randn(64, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = info_nce(near_ND, rows_ND, 0.006)
+    assert loss.item() == info_nce(near_ND, rows_ND, 0.006).item()
+
+
 def test_soft_clip_of_the_targets_themselves_is_their_entropy_and_least():
     soft = F.softmax(TARGET @ TARGET.T / 0.5, -1)
     entropy = -(soft * soft.log()).sum(-1).mean()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch.nn import functional as F
 
@@ -71,7 +72,16 @@ def test_the_interval_is_the_mean_of_the_galleries_and_their_standard_error():
     assert found["image_r1_of_20"] == [pytest.approx((each.mean() - half, each.mean() + half))]
     low, high = found["cosine_similarity"][0]
     assert low < float(scores.cosines(rows()).mean()) < high
-    assert set(scores.intervals(rows(), own(gallery=60), False, 0)) == {"cosine_similarity"}
+
+
+@pytest.mark.parametrize("gallery", ["all", NUM])
+def test_a_gallery_of_all_pictures_stays_whole_and_its_interval_is_scipys_bootstrap(gallery):
+    pred, true = (F.normalize(torch.tensor(rows().columns[name]), dim=-1) for name in ("embedding", "target"))
+    hits = ((pred @ true.T).argmax(1) == torch.arange(NUM)).double().numpy()
+    expected = scipy.stats.bootstrap((hits,), np.mean, method="percentile", n_resamples=9999, rng=0)
+    found = scores.intervals(rows(), own(gallery=gallery), False, 0)
+    assert found[f"image_r1_of_{gallery}"][0] == pytest.approx(expected.confidence_interval, abs=1.5 / NUM)
+    assert set(found) == {"cosine_similarity", *scores.gallery_names(own(gallery=gallery))}
 
 
 def test_a_split_without_a_whole_gallery_is_refused_unless_it_was_cut():

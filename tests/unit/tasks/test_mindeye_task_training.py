@@ -62,18 +62,34 @@ def test_two_micro_batches_equal_one_batch(tmp_path: Path) -> None:
     assert_alike(tmp_path / "two", tmp_path / "one")
 
 
-def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(alone: Path, tmp_path: Path) -> None:
-    """Cut in the epoch of mixing."""
+@pytest.mark.parametrize("way", ["joint, from scratch", "joint, from a run", "frozen, from a run"])
+@pytest.mark.parametrize("updates", [2, 4])
+def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(
+    way: str, updates: int, alone: Path, tmp_path: Path
+) -> None:
+    """Cut in the epoch of mixing, and in the one after it."""
     asked: list[bool] = []
 
-    def after_two_updates() -> bool:
+    def is_enough() -> bool:
         asked.append(True)
-        return len(asked) == 2
+        return len(asked) == updates
 
+    joint, _, source = way.partition(", ")
+    given = str(checkpoint.last(RunFolder(alone).checkpoints)) if source == "from a run" else ""
+    start = {"voxel2clip": given, "joint": joint == "joint"}
+    train_share(str(tmp_path / "whole"), **start)
     with pytest.raises(Stopped):
-        train_share(str(tmp_path), control=Control(should_stop=after_two_updates))
-    train_share(str(tmp_path))
-    assert_alike(tmp_path, alone, rtol=0)
+        train_share(str(tmp_path / "cut"), control=Control(should_stop=is_enough), **start)
+    train_share(str(tmp_path / "cut"), **start)
+    losses = [
+        [record["train/loss"] for record in RunFolder(run).records() if record["kind"] == "step"]
+        for run in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_the_log_tells_phase_temperature_and_how_the_terms_compare(alone: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import optuna
@@ -184,6 +185,9 @@ def test_ends_of_trials_are_put_on_the_disk_and_all_lines_are_optunas(tmp_path, 
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     run(open_ledger(tmp_path / "study", num_trials=3))
+    for thread in threading.enumerate():
+        if thread.name == "fsync":
+            thread.join()
     ours = [json.loads(line) for line in (tmp_path / "study" / "journal.log").read_text().splitlines()]
     assert len(synced) == 1 + 3  # the study, and each end
     other = JournalFileBackend(str(tmp_path / "optuna.log"))

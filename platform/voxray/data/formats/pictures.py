@@ -133,9 +133,14 @@ def store_picture(row: RawRow, side: int, encoded: bool) -> RawRow:
     pixels_HWC = square(row["pixels"], side)
     if not encoded:
         return row | {"image": np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))}
+    return row | {"image": as_png(pixels_HWC)}
+
+
+def as_png(pixels_HWC: np.ndarray) -> bytes:
+    """Return a picture, uint8 [H, W, 3], as PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels_HWC).save(file, "PNG")
-    return row | {"image": file.getvalue()}
+    return file.getvalue()
 
 
 def decode_column(images: np.ndarray, side: int | None = None) -> np.ndarray:

@@ -124,7 +124,7 @@ def _check_same_width(first: RawRow, row: RawRow) -> None:
             f"{first['num_voxels']}; choose one kind with `files`"
         )
     counts = f"{first['subject']} has {first['num_voxels']} voxels, {row['subject']} {row['num_voxels']}"
-    raise InputError(f"{counts}; a dataset has one width: choose with subjects={first['subject']}")
+    raise InputError(f"{counts}; a dataset has one width: choose with subjects=[{first['subject']}]")
 
 
 # --- the layouts

@@ -32,7 +32,8 @@ class MindEyePrepareConfig(PrepareConfig, frozen=True):
     )
     targets: tuple[str, ...] = Field(
         default=(),
-        description="with a flat format: the files' columns clip_NAME, vectors; clip_hidden has several",
+        description="with a flat format: the files' columns clip_NAME, vectors; clip_hidden has several; of "
+        ".npz files further arrays [trials, …]",
     )
     clip: tuple[ClipTargetConfig, ...] = Field(
         default=(),

@@ -22,11 +22,12 @@ from voxray.core.run_config import RunConfig
 from voxray.core.schema import BYTES, TEXT, Column, Schema
 from voxray.core.task import BadRow, BadRowError, MapStage, RawRow, ReadStage, SynthReport, TaskData
 from voxray.data.formats.clip_targets import FILE_NAME as TARGETS
-from voxray.data.formats.clip_targets import PREFIX, find_targets, load_targets
-from voxray.data.formats.mindeye import TAR_NAME, load_mindeye, read_mindeye
+from voxray.data.formats.clip_targets import PREFIX, find_targets
+from voxray.data.formats.mindeye import TAR_NAME
 from voxray.data.formats.pictures import decode_column
 from voxray.tasks.mindeye import synth
 from voxray.tasks.mindeye.config import Config
+from voxray.tasks.mindeye.layouts import load, raw_columns, raw_rows
 from voxray.tasks.mindeye.low_level_config import LATENT, vae_columns, vae_embedders
 
 HIDDEN = "hidden"  # the target of several tokens: CLIP's last layer before its projection
@@ -91,7 +92,7 @@ class MindEyeData(TaskData):
             columns["image"] = Column(BYTES, unit="JPEG or PNG, RGB")
         elif self.config.data.prepare.images == "pixels":
             columns["image"] = Column("uint8", (3, None, None), unit="RGB 0-255")
-        if self.config.data.prepare.format != "raw":
+        if self.config.data.prepare.format != "raw":  # of `.npz` files the first row tells
             for name in self.config.data.prepare.targets:
                 shape = (None, None) if name == HIDDEN else (None,)
                 columns[PREFIX + name] = Column("float32", shape)
@@ -107,26 +108,28 @@ class MindEyeData(TaskData):
         return columns
 
     def read_raw(self, source: Path) -> Iterator[RawRow | BadRow]:
-        """Yield a row per picture and subject; see `read_mindeye`.
+        """Yield a row per picture and subject; see `layouts.raw_rows`.
 
         Raises InputError for a subject that is not there, subjects with different numbers of voxels, targets
-        that both `clip.npz` and a tower make, and what `read_mindeye` refuses.
+        that both `clip.npz` and a tower make, pictures that are wanted and not there, and what `raw_rows`
+        refuses.
         """
         prepare = self.config.data.prepare
         targets = find_targets(source)
-        if targets:
-            self._target_columns = targets.columns()
-            if both := sorted(self._target_columns.keys() & self._tower_columns().keys()):
-                raise InputError(
-                    f"'{source / TARGETS}' holds the target '{both[0]}', and `clip` makes one of that name; "
-                    f"give the tower a `prefix`, or move {TARGETS} away"
-                )
+        self._target_columns = targets.columns() if targets else {}
+        if both := sorted(self._target_columns.keys() & self._tower_columns().keys()):
+            raise InputError(
+                f"'{source / TARGETS}' holds the target '{both[0]}', and `clip` makes one of that name; "
+                f"give the tower a `prefix`, or move {TARGETS} away"
+            )
         width: dict[str, int] = {}
         seen: set[str] = set()
-        for row in read_mindeye(source, prepare.voxels):
+        for row in raw_rows(source, prepare):
             if isinstance(row, BadRow):
                 yield row
                 continue
+            if not seen:
+                self._target_columns = self._target_columns | raw_columns(row, prepare)
             seen.add(row["subject"])
             if prepare.subjects and row["subject"] not in prepare.subjects:
                 continue
@@ -228,15 +231,17 @@ def _load(row: RawRow, images: str, num_voxels: int = 0) -> RawRow:
     """Return the row with its arrays, voxels padded to `num_voxels`, and the picture as `pixels` for the
     towers. Raises BadRowError, naming tar and sample.
     """
-    loaded = load_targets(load_mindeye(row))
+    loaded = load(row)
     if len(row["trials"]) != row["num_repeats"]:
         raise BadRowError(
             f"{row['origin']}: 'trial.npy' names {len(row['trials'])} trials, but there are "
             f"{row['num_repeats']} repeats; pack the sample again"
         )
-    loaded |= {"trials": np.array(row["trials"], np.int64), "pixels": loaded["image"]}
+    loaded |= {"trials": np.array(row["trials"], np.int64), "pixels": loaded.get("image")}
     num_lacking = max(0, num_voxels - loaded["voxels"].shape[1])
     loaded["voxels"] = np.pad(loaded["voxels"], ((0, 0), (0, num_lacking)))
     if images == "encoded":
         return loaded | {"image": loaded["encoded"]}
+    if images == "none":
+        return loaded
     return loaded | {"image": np.ascontiguousarray(loaded["image"].transpose(2, 0, 1))}

@@ -75,15 +75,19 @@ def gallery_values(rows: Rows, own: MindEyeObjectiveConfig, is_cut: bool = False
         raise InputError(
             f"objective.gallery={own.gallery}: {error}; set it to that or less, or to all"
         ) from None
-    pred_NF, true_NF = unit_embeddings(rows)
-    found: list[list[torch.Tensor]] = []
-    for chosen_G in galleries:
-        own_G = torch.arange(len(chosen_G))
-        image = places(pred_NF[chosen_G], true_NF[chosen_G], own_G)
-        brain = places(true_NF[chosen_G], pred_NF[chosen_G], own_G)
-        found.append([image.recall(1).mean(), brain.recall(1).mean(), image.two_way().mean()])
-    values_MP = torch.tensor(found, dtype=torch.float64).T
-    return dict(zip(gallery_names(own), values_MP, strict=True))
+    pair = unit_embeddings(rows)
+    values_PM = torch.stack([_picture_values(*pair, chosen_G).mean(1) for chosen_G in galleries])
+    return dict(zip(gallery_names(own), values_PM.T, strict=True))
+
+
+def _picture_values(pred_NF: torch.Tensor, true_NF: torch.Tensor, chosen_G: torch.Tensor) -> torch.Tensor:
+    """Return what each picture of a gallery adds to each metric's mean, float64 [M, G]."""
+    own_G = torch.arange(len(chosen_G))
+    image = places(pred_NF[chosen_G], true_NF[chosen_G], own_G)
+    brain = places(true_NF[chosen_G], pred_NF[chosen_G], own_G)
+    return torch.stack(
+        [values_G.double() for values_G in (image.recall(1), brain.recall(1), image.two_way())]
+    )
 
 
 def cosines(rows: Rows) -> torch.Tensor:
@@ -96,16 +100,22 @@ def intervals(
     rows: Rows, own: MindEyeObjectiveConfig, is_cut: bool, seed: int
 ) -> dict[str, list[tuple[float, float]]]:
     """Return 95 % intervals: of the cosine by resampled groups; of retrieval, as MindEye tells them, the mean
-    over galleries ± 1.96 standard errors, which is what the draw of the galleries leaves open; none where a
-    gallery is all pictures.
+    over galleries ± 1.96 standard errors, which is what the draw of the galleries leaves open. Where a
+    gallery is all pictures it stays whole, and the pictures that are looked for are resampled.
     """
     _, group_N = np.unique(np.asarray(rows.group_id), return_inverse=True)
     weight_RN = group_weights(torch.from_numpy(group_N), NUM_RESAMPLES, seed)
     mean_R = weighted_means(cosines(rows)[:, None], weight_RN)[:, 0]
     found = {COSINE: [percentile_interval(mean_R)]}
-    is_drawn = own.gallery != "all" and own.gallery < len(set(rows.columns["stimulus_id"].tolist()))
+    num_pictures = len(set(rows.columns["stimulus_id"].tolist()))
+    if own.gallery in ("all", num_pictures):
+        (chosen_G, *_) = drawn_galleries(rows.columns["stimulus_id"], own)
+        values_GM = _picture_values(*unit_embeddings(rows), chosen_G).T
+        mean_RM = weighted_means(values_GM, group_weights(torch.arange(num_pictures), NUM_RESAMPLES, seed))
+        pairs = zip(gallery_names(own), mean_RM.T, strict=True)
+        return found | {name: [percentile_interval(mean_R)] for name, mean_R in pairs}
     for name, value_P in gallery_values(rows, own, is_cut).items():
-        if is_drawn and len(value_P) > 1:
+        if len(value_P) > 1:
             mean, half = float(value_P.mean()), _NORMAL_95 * float(value_P.std()) / len(value_P) ** 0.5
             found[name] = [(mean - half, mean + half)]
     return found

@@ -1,7 +1,9 @@
 """A synthetic subject in MindEye's WebDataset tars, with `clip.npz` for the targets.
 
-Voxels and targets come from a `World`: y = normalise(W x + noise). The pictures are linear in the same codes.
-The members that no reader of ours takes (`wholebrain_3d.npy`) are left out.
+Voxels and targets come from a `World`: y = 16 normalise(W x + noise), as CLIP's embeddings have norms about
+16; at full size the targets are rectified features of the codes, of which a linear map knows a part. The
+pictures are linear in the same codes. The members that no reader of ours takes (`wholebrain_3d.npy`) are
+left out.
 """
 
 import io
@@ -23,25 +25,40 @@ SUBJECT = "subj01"
 FOLDER = "webdataset_avg_split"
 NUM_REPEATS = 3
 ROWS_PER_TAR = 500
+TARGET_NORM = 16.0
 _JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
 class SynthSize:
-    """Pictures per split, voxels, and the pictures' side."""
+    """Pictures per split, voxels, the pictures' side, and what the `World` is."""
 
     rows: dict[str, int]
     num_voxels: int
     side: int
     num_codes: int
     noise_to_signal: float
+    threshold: float | None = None
+    voxel_noise: float | None = None
+
+    def world(self, seed: int) -> World:
+        """Return the world behind the files."""
+        return World(
+            seed,
+            sum(self.rows.values()),
+            self.num_voxels,
+            self.num_codes,
+            self.noise_to_signal,
+            self.threshold,
+            self.voxel_noise,
+        )
 
 
 # full: subject 1 as MindEye has it (DOMAINS S3.c).
 SYNTH_SIZES = {
     "tiny": SynthSize({"train": 400, "val": 50, "test": 100}, 500, 64, 32, 3.0),
     "small": SynthSize({"train": 3000, "val": 300, "test": 982}, 4000, 128, 32, 3.0),
-    "full": SynthSize({"train": 8559, "val": 300, "test": 982}, 15_724, 256, 64, 3.0),
+    "full": SynthSize({"train": 8559, "val": 300, "test": 982}, 15_724, 256, 24, 0.1, 1.0, 1.5),
 }
 
 
@@ -52,11 +69,10 @@ def synth(out: Path, size: str, seed: int) -> SynthReport:
     mean of the codes, floor by ridge regression on up to 2,000 training pictures.
     """
     spec = SYNTH_SIZES[size]
-    num_stimuli = sum(spec.rows.values())
-    world = World(seed, num_stimuli, spec.num_voxels, spec.num_codes, spec.noise_to_signal)
+    world = spec.world(seed)
     rng = np.random.default_rng([seed, 100])
-    nsd_id_M = rng.permutation(NUM_PICTURES)[:num_stimuli]
-    trials_MR = np.sort(rng.permutation(num_stimuli * NUM_REPEATS).reshape(-1, NUM_REPEATS), axis=1)
+    nsd_id_M = rng.permutation(NUM_PICTURES)[: world.num_stimuli]
+    trials_MR = np.sort(rng.permutation(world.num_stimuli * NUM_REPEATS).reshape(-1, NUM_REPEATS), axis=1)
     first = 0
     for split, num_rows in spec.rows.items():
         for number, start in enumerate(range(0, num_rows, ROWS_PER_TAR)):
@@ -67,7 +83,7 @@ def synth(out: Path, size: str, seed: int) -> SynthReport:
     metadata = {"totals": spec.rows}
     (out / FOLDER / f"metadata_{SUBJECT}.json").write_text(json.dumps(metadata) + "\n", encoding="utf-8")
     with (out / TARGETS).open("wb") as file:
-        np.savez(file, **{ID: nsd_id_M, "final": world.targets("final")})
+        np.savez(file, **{ID: nsd_id_M, "final": np.float32(TARGET_NORM) * world.targets("final")})
     return _report(spec, world)
 
 

@@ -114,6 +114,7 @@ class CellLedger:
 
     def finish(self, index: int, job: Job) -> TrialRow:
         """End a cell whose run has ended by itself; it fails when no evaluation has finite scores."""
+        self._refresh(index)
         state = self._read(self.cell(index))
         if state.state != "done":
             return self.crash(index, f"its log ends as {state.state}, though its training returned")
@@ -122,7 +123,13 @@ class CellLedger:
     def crash(self, index: int, reason: str) -> TrialRow:
         """End a cell that failed; the next command tries it again."""
         note_failure(self.folder(index), reason)
+        self._refresh(index)
         return self._end(index, CellState("failed", reason=reason))
+
+    def _refresh(self, index: int) -> None:
+        from voxray.train.mirror import refresh
+
+        refresh(self.ablation.plan.base.config.storage.path, self.folder(index))
 
     def stop(self, index: int) -> TrialRow:
         """End a cell that was stopped from outside, as no scheduler does; the next command tries it again."""
@@ -197,6 +204,17 @@ class CellLedger:
         lock = self._locks.pop(index, None)
         if lock is not None:
             lock.release()
+
+
+def fetch_cells(ablation: Ablation) -> None:
+    """Where `storage.path` is a URL, fetch what tells whether a cell is done. Raises InputError where the
+    store cannot be reached.
+    """
+    from voxray.train.mirror import Mirror
+
+    for cell in ablation.cells:
+        if mirror := Mirror.of(ablation.plan.base.config.storage.path, ablation.cell_folder(cell)):
+            mirror.open(checkpoints=False)
 
 
 def _lock_file(cell_folder: Path) -> Path:

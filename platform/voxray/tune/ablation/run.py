@@ -9,19 +9,18 @@ from pathlib import Path
 
 from voxray.config.errors import InputError
 from voxray.data.dataset import ensure_dataset
-from voxray.data.location import is_url, without_options
 from voxray.data.source import choose_transport
 from voxray.train.launch import growth
 from voxray.tune.ablation.cells import Ablation
 from voxray.tune.ablation.data_check import refuse_other_data
-from voxray.tune.ablation.ledger import CellLedger
+from voxray.tune.ablation.ledger import CellLedger, fetch_cells
 from voxray.tune.ablation.results import Results, results_of
 from voxray.tune.ablation.table import write_tables
 from voxray.tune.executors.resources import Fitting, fit_trials
 from voxray.tune.executors.strategy import TrainFunction
 from voxray.tune.job import Job
 from voxray.tune.ledger import Suggestion, TrialRow
-from voxray.tune.study.folder import locked_study
+from voxray.tune.study.folder import locked_study, mirror_of
 from voxray.tune.study.journal import JOURNAL
 from voxray.tune.trackers.trial_trackers import CATCH_UP_S, TrialTrackers
 from voxray.tune.tuner import run_trials
@@ -29,18 +28,14 @@ from voxray.tune.tuner import run_trials
 
 @contextmanager
 def open_ablation(ablation: Ablation) -> Generator[CellLedger]:
-    """Open an ablation for this process alone, or begin it.
+    """Open an ablation for this process alone, or begin it. Where `storage.path` is a URL, what other
+    machines have made of it is fetched first; the locks of STUDY and cells are this machine's.
 
     Raises InputError when another process works on it, its folder holds a search, or cells that it would
     reuse were trained on other data.
     """
     plan = ablation.plan
-    storage = plan.base.config.storage.path
-    if is_url(storage):
-        raise InputError(
-            f"storage.path={without_options(storage)}: ablations share trained cells by files and locks, "
-            "which an object store has not; name a folder that all machines see"
-        )
+    fetch_cells(ablation)
     if (plan.folder / JOURNAL).exists():
         raise InputError(
             f"{plan.folder} holds a search; give the ablation another name with experiment_name="
@@ -73,6 +68,8 @@ def train_cells(
     def ended(row: TrialRow) -> None:
         trackers.ended(row)
         write_results(ledger)
+        if mirror:
+            mirror.push_or_tell(tell)
         done(row)
 
     def make_job(suggestion: Suggestion) -> Job:
@@ -80,6 +77,7 @@ def train_cells(
         trackers.begin(job, _shown_as(ledger, suggestion.index))
         return job
 
+    mirror = mirror_of(ablation.plan)
     trackers = TrialTrackers.of(ablation.plan, tell)
     write_results(ledger)
     with trackers:

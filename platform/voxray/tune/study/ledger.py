@@ -85,7 +85,7 @@ class StudyLedger:
         """Return the indices that are neither done nor running, in order; where time alone ends the search,
         those that were cut short and the next one.
         """
-        taken = {row.index for row in self.rows()} | set(self.running)
+        taken = {trial.user_attrs["index"] for trial in self._done()} | set(self.running)
         if self.is_spent():
             return []
         num = self.num_trials
@@ -95,9 +95,8 @@ class StudyLedger:
     def is_spent(self) -> bool:
         """Whether the budget in seconds or GPU-hours is used up."""
         search = self.rules.search
-        spent_s, spent_hours = self.seconds(), self.gpu_hours()
-        return (search.seconds is not None and spent_s >= search.seconds) or (
-            search.gpu_hours is not None and spent_hours >= search.gpu_hours
+        return (search.seconds is not None and self.seconds() >= search.seconds) or (
+            search.gpu_hours is not None and self.gpu_hours() >= search.gpu_hours
         )
 
     def seconds(self) -> float:
