@@ -26,26 +26,23 @@ def run(plan, train):
 
 
 def test_the_real_trainer_in_reused_actors(space, tmp_path):
-    import ray
-    from ray.util.state import list_actors
-
     from voxray.train.worker import train_here
 
-    here = ray.get_runtime_context().gcs_address  # another Ray may run on the machine
-    every = {
-        "address": here,
-        "limit": 10_000,
-    }  # by itself it lists a hundred, and forgets who was there before
-    before = {actor.actor_id for actor in list_actors(**every)}
+    processes = tmp_path / "processes"
+    processes.mkdir()
+
+    def train(*run):
+        (processes / str(os.getpid())).touch()
+        train_here(*run)
+
     plan = load_plan(space, [f"storage.path={tmp_path}", "search.trials=4", "search.max_concurrent=2"])
-    finished, rows, heard, said = run(plan, train_here)
+    finished, rows, heard, said = run(plan, train)
     assert finished
     assert [row.index for row in rows] == [0, 1, 2, 3]
     assert sorted(heard, key=lambda row: row.index) == rows
     assert "4 trials to do, 2 at a time (inline, 1 CPU each; 4 fit, CPU limits them)" in said[0]
-    # From Ray's own state: four trials ran in two actors.
-    actors = [a for a in list_actors(**every) if a.actor_id not in before and a.class_name == "VoxrayTrial"]
-    assert len(actors) == 2
+    # One process may train them all: where the second is slow to start, Tune gives its trial to the first.
+    assert len(list(processes.iterdir())) <= 2
     for row in rows:
         folder = RunFolder(plan.trial_folder(row.index))
         assert folder.is_finished()
