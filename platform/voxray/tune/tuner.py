@@ -56,6 +56,7 @@ def run_trials(
     from voxray.tune.executors.groups import give_back, of_this_process
     from voxray.tune.executors.trial import trainable
     from voxray.tune.interrupt import Interrupt
+    from voxray.tune.schedulers.scheduler import InOrder
     from voxray.tune.searcher import LedgerSearcher
     from voxray.tune.slots import LimitedSearcher, Slots
 
@@ -69,7 +70,7 @@ def run_trials(
         trainable(train, fitting, scheduler is not None),
         tune_config=tune.TuneConfig(
             search_alg=LimitedSearcher(LedgerSearcher(ledger, make_job, done), slots),
-            scheduler=scheduler,
+            scheduler=scheduler or InOrder(),
             num_samples=-1,  # the ledger says when no more begin
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,

@@ -41,7 +41,7 @@ def test_the_real_trainer_in_reused_actors(space, tmp_path):
     assert [row.index for row in rows] == [0, 1, 2, 3]
     assert sorted(heard, key=lambda row: row.index) == rows
     assert "4 trials to do, 2 at a time (inline, 1 CPU each; 4 fit, CPU limits them)" in said[0]
-    # One process may train them all: where the second is slow to start, Tune gives its trial to the first.
+    # One process may train them all, where the second is very slow to start.
     assert len(list(processes.iterdir())) <= 2
     for row in rows:
         folder = RunFolder(plan.trial_folder(row.index))
@@ -62,6 +62,34 @@ def test_the_real_trainer_in_reused_actors(space, tmp_path):
     (tmp_path / "again").mkdir()
     train_here(load_experiment(str(file)).config, tmp_path / "again", lambda m: values.append(m["val/loss"]))
     assert min(values) == best.value
+
+
+def test_an_actor_that_starts_slowly_is_waited_for(space, tmp_path):
+    """The second process takes 3 s, longer than several trials; it is not killed and started anew."""
+    starts, here = tmp_path / "starts", os.getpid()
+    starts.mkdir()
+
+    def come(folder):
+        if os.getpid() != here:  # Tune copies what it is given, here too
+            others = len(list(folder.iterdir()))
+            (folder / str(os.getpid())).touch()
+            time.sleep(3.0 if others else 0.0)
+        return Train(folder)
+
+    class Train:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def __reduce__(self):
+            return come, (self.folder,)
+
+        def __call__(self, config, run_dir, report, control):
+            time.sleep(0.1)
+            report({"epoch": 1, "step": 1, "val/loss": 1.0})
+
+    plan = load_plan(space, [f"storage.path={tmp_path}", "search.trials=10", "search.max_concurrent=2"])
+    assert run(plan, Train(starts))[0]
+    assert len(list(starts.iterdir())) <= 2
 
 
 def test_how_a_trial_ends_is_recorded(space, tmp_path):

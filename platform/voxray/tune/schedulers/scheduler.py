@@ -1,4 +1,4 @@
-"""What Ray Tune sees of a stopping policy: each evaluation of a trial is decided on, none is paused."""
+"""What Ray Tune sees: trials begin in order; a stopping policy decides on each evaluation, none is paused."""
 
 # Ray annotates its functions in part only.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
@@ -52,7 +52,19 @@ class Clock:
         return Result(index, float(time), tuple(objective.sign * float(score) for objective, score in signed))
 
 
-class StoppingScheduler(FIFOScheduler):
+class InOrder(FIFOScheduler):
+    """Trials begin in the order they were asked for, each in an actor that is idle or in a new one.
+
+    Ray's own names the first trial that is PENDING at each step, and Tune gives that one any idle actor, also
+    where its own is starting, which is then killed. Where trials are shorter than the start of an actor, all
+    would run one after the other while actors are started in vain.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Name none: what is PENDING and has no actor yet, Tune starts by itself."""
+
+
+class StoppingScheduler(InOrder):
     """Asks a policy, and first tells it what the study remembers: a killed search's rungs are not lost."""
 
     def __init__(self, policy: StoppingPolicy, clock: Clock, curves: Curves) -> None:
