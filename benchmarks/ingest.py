@@ -4,11 +4,13 @@ Run: python benchmarks/ingest.py [--quick] [--only fmri,trials] [--peers torch,r
 --scale for what grows: sizes of 1, 4 and 10 GB, a plan over 10⁶ shards, the cost of checking, and the bytes
 that a remote dataset sends.
 
-Five modalities, one after the other (files of up to 22 GB, deleted between): fMRI (15,724 float32 voxels
+Five modalities, one after the other (files of up to 9 GB, deleted between): fMRI (15,724 float32 voxels
 and a target of 768), neural trials (up to 1,500 × 512 float32, delivered padded), cubes (30 × 500 × 500
-float32), X-rays (224² uint8) of 3 GB each, and 4,000 X-rays of 1024² as JPEG, decoded to 224². One process;
-all ways take turns, epoch by epoch, each with its files in the page cache; the first epoch is shown apart,
-medians and spreads are of five more, fewer for a way that takes more than three minutes. `--quick` has one
+float32), X-rays (224² uint8) of 3 GB each, and 4,000 X-rays of 1024² as JPEG, decoded to 224². One process.
+Ours take turns among themselves, epoch by epoch; then each peer's ways do with `local` and `stream` beside
+them, and a ratio to a peer is of the epochs in turn with it: what all formats and all peers' workers need at
+once does not fit in 24 GB. All files are in the page cache. The first epoch is shown apart, medians and
+spreads are of five more, fewer for a way that takes more than three minutes. `--quick` has one
 more, of tiny data, Ray's guide for fMRI alone, no TorchTrainer: it shows that all of it runs, and its figures
 are not those that the targets are for. On all sides the rows, dtypes and batch sizes are
 the same, shuffling spans at least as much with ours (1 GB) as with a peer that has a buffer, and a sum over
@@ -23,6 +25,7 @@ GB/epoch is the size of what a way reads, once per epoch; CPU time is that of th
 """
 
 import argparse
+import gc
 import importlib
 import json
 import logging
@@ -31,13 +34,21 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ingest_parts import ours, tables
-from ingest_parts.measure import EpochCost, Way, cool, expected_sum, first_batches_s, measure, size_of
+from ingest_parts.measure import (
+    EpochCost,
+    RowSum,
+    Way,
+    expected_sum,
+    first_batches_s,
+    measure,
+    size_of,
+)
 from ingest_parts.modalities import Modality, modalities, write_jpegs
 
 from voxray.cluster.connect import connect
@@ -114,50 +125,69 @@ def measure_modality(
     folder.mkdir()
     if modality.jpeg_folder is not None:
         write_jpegs(modality)
-    expected = expected_sum(modality)
-    own, of_peers, missing = ours.ways(modality, folder), list[Way](), list[str]()
-    for peer_name in peers:
-        module, package = f"peer_{peer_name}", PEERS[peer_name]
-        try:
-            peer: Callable[[Modality, Path], list[Way]] = importlib.import_module(
-                f"ingest_parts.{module}"
-            ).ways
-        except ImportError as error:
-            missing.append(f"{package:40}not installed ({error}): make peers")
-            continue
-        of_peers += peer(modality, folder)
-    ways = [*own, *of_peers]
-    # A peer's worker processes live on as copies of this one, which should not hold our batches then.
-    turns = [*of_peers, *own]
-    costs: dict[str, list[EpochCost]] = {way.name: [] for way in ways}
-    for way in ways:
-        cool(way.files)
-    for epoch in range(rounds):
-        for way, next_way in zip(turns, [*turns[1:], turns[0]], strict=True):
-            so_far = costs[way.name]
-            if epoch < 2 or sum(cost.seconds for cost in so_far) < WAY_LIMIT_S:
-                so_far.append(measure(way, epoch, expected))
-            if way.files not in (next_way.files, own[0].files):
-                cool(way.files)
-    short = [name for name, measured in costs.items() if len(measured) < rounds]
-    missing += [f"{name:40}{len(costs[name]) - 1} later epochs: they took long" for name in short]
-    follow = {way.name: first_batches_s(way, rounds) for way in ours.followed_ways(modality, ways[0].files)}
-    results = [
-        tables.Result(way.name, modality, costs[way.name], size_of(way.files), follow.get(way.name, ()))
-        for way in ways
-    ]
+    expected, path, missing = expected_sum(modality), ours.write(modality, folder), list[str]()
+    results = _measure_own(modality, path, rounds, expected)
     if not quick:
         results += _with_workers(modality, folder, rounds, expected)
+    shutil.rmtree(folder / "copies")
+    for peer_name in peers:
+        try:
+            peer = importlib.import_module(f"ingest_parts.peer_{peer_name}")
+        except ImportError as error:
+            missing.append(f"{PEERS[peer_name]:40}not installed ({error}): make peers")
+            continue
+        own_folder = folder / peer_name
+        own_folder.mkdir()
+        results += _measure_peer(modality, peer.ways(modality, own_folder), path, rounds, expected)
+        gc.collect()  # a loader's worker processes end with it
+        shutil.rmtree(own_folder)
+    missing += [
+        f"{result.name:40}{len(result.costs) - 1} later epochs: they took long"
+        for result in results
+        if len(result.costs) < rounds
+    ]
     shutil.rmtree(folder)
     if modality.jpeg_folder is not None:
         shutil.rmtree(modality.jpeg_folder)
     return results, missing
 
 
-def _with_workers(modality: Modality, folder: Path, rounds: int, expected: Any) -> Sequence[tables.Result]:
+def _measure_own(modality: Modality, path: Path, rounds: int, expected: RowSum) -> list[tables.Result]:
+    ways = ours.ways(modality, path)
+    costs = _in_turn(ways, rounds, expected)
+    follow = {way.name: first_batches_s(way, rounds) for way in ours.followed_ways(modality, path)}
+    return [
+        tables.Result(way.name, modality, costs[way.name], size_of(way.files), follow.get(way.name, ()))
+        for way in ways
+    ]
+
+
+def _measure_peer(
+    modality: Modality, ways: Sequence[Way], path: Path, rounds: int, expected: RowSum
+) -> list[tables.Result]:
+    # The peer's first: its worker processes live on as copies of this one, which holds no batches yet.
+    beside = ours.ways_beside(modality, path)
+    costs = _in_turn([*ways, *beside], rounds, expected)
+    own = {way.name: costs[way.name] for way in beside}
+    return [
+        tables.Result(way.name, modality, costs[way.name], size_of(way.files), beside=own) for way in ways
+    ]
+
+
+def _in_turn(ways: Sequence[Way], rounds: int, expected: RowSum) -> dict[str, list[EpochCost]]:
+    costs: dict[str, list[EpochCost]] = {way.name: [] for way in ways}
+    for epoch in range(rounds):
+        for way in ways:
+            so_far = costs[way.name]
+            if epoch < 2 or sum(cost.seconds for cost in so_far) < WAY_LIMIT_S:
+                so_far.append(measure(way, epoch, expected))
+    return costs
+
+
+def _with_workers(modality: Modality, folder: Path, rounds: int, expected: RowSum) -> Sequence[tables.Result]:
     from ingest_parts.trainer import measure_workers
 
-    shutil.rmtree(folder / "copies")
+    shutil.rmtree(folder / "copies")  # so that the workers' first epoch fetches them
     (folder / "copies").mkdir()
     measured = measure_workers(modality, folder, rounds, expected)
     size = size_of(folder / "shards")

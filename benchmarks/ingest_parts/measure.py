@@ -1,7 +1,6 @@
 """Measuring one epoch of one way: wall and CPU time, the first batch, and a check that all rows came.
 
-Files are read into the page cache before each timed epoch, and leave it when another format's turn comes:
-every way is measured hot, whatever ran before, though all formats at once may be larger than the memory.
+Files are read into the page cache before each timed epoch: every way is measured hot, whatever ran before.
 CPU time is that of this process and all below it that live at an epoch's end, Ray's own (about 3 % of a
 core when idle) among them, from /proc (https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html).
 """
@@ -153,14 +152,6 @@ def warm(path: Path) -> None:
         with file.open("rb", buffering=0) as opened:
             while opened.readinto(buffer):
                 pass
-
-
-def cool(path: Path) -> None:
-    """Give back the page cache's memory of all files below `path`, except pages that are mapped."""
-    for file in all_files(path):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def all_files(path: Path) -> list[Path]:

@@ -52,21 +52,26 @@ def write(modality: Modality, folder: Path) -> Path:
     return write_dataset(folder / "shards", modality.schema, {"train": ordered}, modality.rows_per_shard)
 
 
-def ways(modality: Modality, folder: Path) -> list[Way]:
-    """Write the dataset and return our ways; the limit gathers what `local` has just delivered."""
-    path = write(modality, folder)
+def ways(modality: Modality, path: Path) -> list[Way]:
+    """Return our ways, and the limit, which gathers what `local` has just delivered."""
     delivered: list[np.ndarray] = []
     found = [
         _way(LOCAL, modality, path, DataConfig(transport="local"), delivered),
         Way(LIMIT, path, _limit(modality, path, delivered)),
         _own_tensors(modality, path),
-        cache_way(modality, path, folder / "copies"),
+        cache_way(modality, path, path.parent / "copies"),
         _way(STREAM, modality, path, DataConfig(transport="stream")),
     ]
     if modality.ragged:
         buckets = DataConfig(transport="local", bucket_by="x")
         found.append(_way(BUCKETS, modality, path, buckets))
     return found
+
+
+def ways_beside(modality: Modality, path: Path) -> list[Way]:
+    """Return those of our ways that take turns with a peer's; none has memory yet."""
+    transports = {LOCAL: "local", STREAM: "stream"}
+    return [_way(name, modality, path, DataConfig(transport=own)) for name, own in transports.items()]
 
 
 def followed_ways(modality: Modality, path: Path) -> list[Way]:
