@@ -14,7 +14,7 @@ from math import gcd, prod
 import numpy as np
 
 from voxray.core.schema import Column
-from voxray.data.reader import Destination, Slots, is_copied_singly
+from voxray.data.reader import Destination, Slots, Stack, is_copied_singly, is_copied_together
 from voxray.data.shards import inner_shape
 
 ALIGNMENT = 64  # bytes: the same sums, bit for bit, whichever buffer a batch lies in (MKL)
@@ -32,10 +32,13 @@ class Room:
 class Buffers:
     """Arrays by column. Threads may share it."""
 
-    def __init__(self, pinned: bool = False) -> None:
-        """Begin without memory; `pinned` memory is page-locked, for copies to a GPU."""
+    def __init__(self, pinned: bool = False, for_threads: bool = False) -> None:
+        """Begin without memory; `pinned` memory is page-locked, for copies to a GPU.
+
+        With `for_threads`, rows are copied so that several threads can do it at a time, which needs torch.
+        """
         self._kept: dict[str, list[np.ndarray]] = {}
-        self._pinned = pinned
+        self._pinned, self._for_threads = pinned, for_threads
         self._lock = threading.Lock()
 
     def room(
@@ -57,9 +60,23 @@ class Buffers:
                 array.reshape(num, size, *array.shape[1:])
                 for array, num, size in zip(entries, nums, longest, strict=True)
             ]
+        elif self._for_threads and is_copied_together(column):
+            return self._stack(name, column, nums)
         else:
             batches = self.arrays(name, column, nums)
         return Room(batches, [row for batch in batches for row in batch])
+
+    def _stack(self, name: str, column: Column, nums: Sequence[int]) -> Room:
+        """Return one array for all batches where each is aligned in it, else an array for each."""
+        row_bytes = prod(inner_shape(column)) * np.dtype(column.dtype).itemsize
+        if any(num * row_bytes % ALIGNMENT for num in nums[:-1]):
+            batches = self.arrays(name, column, nums)
+            return Room(batches, Stack(batches))
+        (array,) = self.arrays(name, column, [sum(nums)])
+        starts = accumulate(nums, initial=0)
+        return Room(
+            [array[start : start + num] for start, num in zip(starts, nums, strict=False)], Stack([array])
+        )
 
     def _stretch(self, name: str, column: Column, nums: Sequence[int]) -> tuple[np.ndarray, list[int]]:
         """Return one array for all batches, and the first row of each: one that is aligned."""

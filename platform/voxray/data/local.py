@@ -24,8 +24,8 @@ from voxray.data.selection import Selection
 from voxray.data.shard_cache import ShardCache
 from voxray.data.store import Store
 
-LARGE_WINDOW_MB = 24.0
-GATHERED_MB, MAX_GATHERED = 16.0, 64  # of batches that are gathered at a time
+LARGE_BATCH_MB = 24.0
+GATHERED_MB, MAX_GATHERED = 32.0, 64  # of batches that are gathered at a time
 GATHER_THREADS, MAX_STAGE_THREADS = 2, 8
 
 
@@ -48,7 +48,7 @@ class LocalStream:
         self._config = config or DataConfig()
         self._rank, self._world_size = rank, world_size
         self._stages, self._cache, self._on_fault = tuple(stages), cache, on_fault
-        self._buffers = Buffers(_has_gpu())
+        self._buffers = Buffers(_has_gpu(), for_threads=True)
         self._told: set[str] = set()
         self._open: dict[str, dict[str, Any]] = {}  # by split
         self._prepared: tuple[EpochRequest, Reading] | None = None
@@ -118,7 +118,7 @@ class LocalStream:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="voxray-read")
         num_ahead = threads  # so none waits for the caller
-        if self._window_mb(plan) > LARGE_WINDOW_MB and not self._stages:
+        if self._batch_mb(request) > LARGE_BATCH_MB and not self._stages:
             # One at a time, by all threads together: several of them would take much memory.
             plan, num_ahead = replace(plan, copy_threads=threads), 0
 
@@ -195,16 +195,13 @@ class LocalStream:
             _here=self._open.setdefault(request.split, {}) if is_kept else {},
         )
 
-    def _window_mb(self, plan: EpochPlan) -> float:
-        request = plan.order.request
-        rows = -(-request.batch_size // self._world_size) * plan.batches_per_window
-        return rows * self._row_mb(request.split)
+    def _batch_mb(self, request: EpochRequest) -> float:
+        return -(-request.batch_size // self._world_size) * self._row_mb(request.split)
 
     def _batches_at_once(self, request: EpochRequest) -> int:
         """Small batches are gathered several at a time, which costs less for each; decoded ones are not."""
-        rows_per_batch = -(-request.batch_size // self._world_size)
-        batches = GATHERED_MB / (rows_per_batch * self._row_mb(request.split))
-        return 1 if self._stages else max(1, min(MAX_GATHERED, int(batches)))
+        batches = int(GATHERED_MB / self._batch_mb(request))
+        return 1 if self._stages else max(1, min(MAX_GATHERED, batches))
 
     def _row_mb(self, split: str) -> float:
         shards = self.manifest.shards_of(split)

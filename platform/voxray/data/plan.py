@@ -27,6 +27,8 @@ from voxray.data.reader import (
     RowsOfWindows,
     ShardError,
     ShardReader,
+    Slots,
+    Stack,
     copy_rows,
 )
 from voxray.data.shard_cache import ShardCache
@@ -279,7 +281,9 @@ class EpochPlan:
 
 
 def _bytes_of(to: Destination) -> int:
-    return sum(row.nbytes for row in to) if isinstance(to, list) else to.array.nbytes
+    if isinstance(to, Slots):
+        return to.array.nbytes
+    return sum(array.nbytes for array in (to.arrays if isinstance(to, Stack) else to))
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 """Reading one shard: a memory-mapped Arrow file whose windows are checked before they are first used."""
 
+import ctypes
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,12 @@ from voxray.data.checked import CheckedWindows
 from voxray.data.manifest import ShardInfo
 from voxray.data.shards import inner_shape
 
+if TYPE_CHECKING:
+    import torch
+
 COPIED_SINGLY_BYTES = 4096
+MOST_WORDS = 32_767  # torch copies a longer row with threads of its own, which are not wanted here
+WORDS = ("int64", "int32", "int16", "uint8")
 # With fewer rows per window than this, a call per window costs more than a step per row.
 ROWS_WORTH_A_CALL = 8
 TEXTS_WORTH_A_CALL = 40
@@ -37,9 +43,32 @@ class Slots:
     places: np.ndarray
 
 
-# Where the rows of a column go: places of one array, or row i into an array of its own, `[i]`, that a ragged
-# row may not fill.
-Destination = Slots | list[np.ndarray]
+@dataclass(frozen=True)
+class Stack:
+    """Arrays of rows [n, *shape], counted over all of them, that many rows are copied into by one call.
+
+    A copy of a row by numpy gives the interpreter's lock away and waits to get it back: with two threads
+    and rows of some KB that took a third of the time.
+    """
+
+    arrays: list[np.ndarray]
+
+    def runs(self, places: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
+        """Return (first, last, out) for rows first … last - 1, which go to the array `out` in order."""
+        starts = np.cumsum([0, *(len(array) for array in self.arrays)])
+        which = np.searchsorted(starts, places, side="right") - 1
+        (breaks,) = np.nonzero((np.diff(places) != 1) | (np.diff(which) != 0))
+        found: list[tuple[int, int, np.ndarray]] = []
+        for first, last in pairwise([0, *(breaks + 1).tolist(), len(places)]):
+            if last > first:
+                begin = int(places[first] - starts[which[first]])
+                found.append((first, last, self.arrays[which[first]][begin : begin + last - first]))
+        return found
+
+
+# Where the rows of a column go: places of one array, a stack, or row i into an array of its own, `[i]`, that
+# a ragged row may not fill.
+Destination = Slots | Stack | list[np.ndarray]
 
 
 @dataclass
@@ -199,6 +228,7 @@ class OpenWindow:
         self._texts: dict[str, np.ndarray] | None = {} if keeps_texts else None
         self.views: dict[str, np.ndarray] = {}
         self._offsets: dict[str, list[int]] = {}
+        self._words: dict[str, torch.Tensor] = {}
         self._columns = columns
         for name, column in columns.items():
             if not column.is_tensor:
@@ -208,6 +238,18 @@ class OpenWindow:
             inner = inner_shape(column)
             flat = array.values if inner else array
             self.views[name] = flat.to_numpy(zero_copy_only=True).reshape(-1, *inner)
+
+    def words(self, name: str) -> "torch.Tensor":
+        """Return a tensor column's rows as integers [rows, words], a view that nobody may write to."""
+        if name not in self._words:
+            import torch
+
+            view = self.views[name]
+            # By its address, since torch warns of an array that is not writable.
+            memory = (ctypes.c_ubyte * view.nbytes).from_address(view.__array_interface__["data"][0])
+            words = torch.frombuffer(memory, dtype=getattr(torch, word_of(view.nbytes // len(view))))
+            self._words[name] = words.view(len(view), -1)
+        return self._words[name]
 
     def offsets(self, name: str) -> list[int]:
         """Return where each row of a ragged, text or encoded column begins, and the last one's end."""
@@ -248,6 +290,8 @@ def copy_rows(rows: RowsOfWindows, out: Mapping[str, Destination], columns: Mapp
         to = out[name]
         if isinstance(to, list):
             (_copy_ragged if column.ragged else _copy_singly)(rows, name, to)
+        elif isinstance(to, Stack):
+            _copy_together(rows, name, to)
         elif column.is_tensor:
             _copy_tensor(rows, name, to, rows_per_window < ROWS_WORTH_A_CALL)
         elif column.dtype == TEXT and (rows_per_window >= TEXTS_WORTH_A_CALL or _keep_texts(rows)):
@@ -270,6 +314,16 @@ def _copy_singly(rows: RowsOfWindows, name: str, to: list[np.ndarray]) -> None:
     views = [window.views[name] for window in rows.windows]
     for place, window, row in rows.triples:
         to[place][...] = views[window][row]
+
+
+def _copy_together(rows: RowsOfWindows, name: str, to: Stack) -> None:
+    import torch
+
+    select = [window.words(name).select for window in rows.windows]
+    sources = [select[window](0, row) for _, window, row in rows.triples]
+    for first, last, out in to.runs(rows.places):
+        words = out.reshape(len(out), -1).view(word_of(out[0].nbytes))
+        torch.stack(sources[first:last], out=torch.from_numpy(words))
 
 
 def _copy_tensor(rows: RowsOfWindows, name: str, to: Slots, is_sparse: bool) -> None:
@@ -304,8 +358,23 @@ def _copy_values(rows: RowsOfWindows, name: str, to: Slots, is_text: bool) -> No
 
 def is_copied_singly(column: Column) -> bool:
     """Whether each row of a column goes into an array of its own: numpy's indexing would copy it twice."""
-    row_bytes = prod(inner_shape(column)) * np.dtype(column.dtype).itemsize if column.is_tensor else 0
-    return column.ragged or row_bytes >= COPIED_SINGLY_BYTES
+    return column.ragged or _row_bytes(column) >= COPIED_SINGLY_BYTES
+
+
+def is_copied_together(column: Column) -> bool:
+    """Whether a `Stack` is worth it: for larger rows the interpreter's lock does not matter."""
+    row_bytes = _row_bytes(column)
+    words = row_bytes // np.dtype(word_of(row_bytes)).itemsize
+    return not column.ragged and row_bytes >= COPIED_SINGLY_BYTES and words <= MOST_WORDS
+
+
+def word_of(row_bytes: int) -> str:
+    """Return the largest integer type that rows of so many bytes consist of."""
+    return next(word for word in WORDS if row_bytes % np.dtype(word).itemsize == 0)
+
+
+def _row_bytes(column: Column) -> int:
+    return prod(inner_shape(column)) * np.dtype(column.dtype).itemsize if column.is_tensor else 0
 
 
 def _pieces(column: Column, lengths: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

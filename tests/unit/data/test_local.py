@@ -153,6 +153,7 @@ MIXED = Schema(
         "five": Column("float32", (5,)),
         "flag": Column("uint8"),
         "wide": Column("float32", (1030,)),
+        "wide_odd": Column("uint8", (17, 241)),
         "blob": Column(BYTES),
     },
     group="site",
@@ -172,6 +173,7 @@ def mixed(tmp_path_factory):
         "five": rng.standard_normal((num, 5), dtype=np.float32),
         "flag": rng.integers(0, 2, num, dtype=np.uint8),
         "wide": rng.standard_normal((num, 1030), dtype=np.float32),
+        "wide_odd": rng.integers(0, 256, (num, 17, 241), dtype=np.uint8),
         "blob": blobs,
     }
     return write_dataset(tmp_path_factory.mktemp("data") / "mixed", MIXED, {"train": rows}, num), rows
@@ -268,6 +270,27 @@ def test_quarantine_leaves_the_damaged_rows_out_and_the_order_as_it_was(own, gon
     assert len(told) == 1
     assert "train-00001.arrow" in told[0]
     assert "left out" in told[0]
+
+
+@pytest.mark.parametrize(("batch_size", "width"), [(10, 1030), (64, 1024), (7, 70_000)])
+def test_what_is_left_of_large_rows_goes_where_it_belongs(tmp_path, batch_size, width):
+    """Rows that are copied many at a time, or are too large for that, with a shard missing among them."""
+    values = np.random.default_rng(5).standard_normal((90, width), dtype=np.float32)
+    rows = {"sample_id": np.array([f"{i}" for i in range(90)], object), "x": values}
+    schema = Schema({"sample_id": Column(TEXT), "x": Column("float32", (width,))}, group="sample_id")
+    path = write_dataset(tmp_path / "d", schema, {"train": rows}, 30)
+    request, config = EpochRequest("train", batch_size, 1), DataConfig(on_error="quarantine")
+    whole = copies(LocalStream(path, config).batches(request))
+    (path / "shards" / "train-00001.arrow").unlink()
+    some = copies(LocalStream(path, config).batches(request))
+    found = 0
+    for before, after in zip(whole, some, strict=True):
+        own = before["sample_id"].astype(int)
+        np.testing.assert_array_equal(before["x"], values[own])
+        is_lost = (own >= 30) & (own < 60)
+        np.testing.assert_array_equal(after["x"], values[own] * ~is_lost[:, None])
+        found += len(own) - is_lost.sum()
+    assert found == 60
 
 
 # --- memory
