@@ -136,7 +136,7 @@ def measure_modality(
         except ImportError as error:
             missing.append(f"{PEERS[peer_name]:40}not installed ({error}): make peers")
             continue
-        own_folder = folder / peer_name
+        own_folder = folder / f"of_{peer_name}"
         own_folder.mkdir()
         results += _measure_peer(modality, peer.ways(modality, own_folder), path, rounds, expected)
         gc.collect()  # a loader's worker processes end with it
