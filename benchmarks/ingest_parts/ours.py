@@ -68,9 +68,9 @@ def ways(modality: Modality, path: Path) -> list[Way]:
     return found
 
 
-def ways_beside(modality: Modality, path: Path) -> list[Way]:
+def ways_beside(modality: Modality, path: Path, with_stream: bool) -> list[Way]:
     """Return those of our ways that take turns with a peer's; none has memory yet."""
-    transports = {LOCAL: "local", STREAM: "stream"}
+    transports = {LOCAL: "local", STREAM: "stream"} if with_stream else {LOCAL: "local"}
     return [_way(name, modality, path, DataConfig(transport=own)) for name, own in transports.items()]
 
 
