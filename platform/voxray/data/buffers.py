@@ -14,7 +14,7 @@ from math import gcd, prod
 import numpy as np
 
 from voxray.core.schema import Column
-from voxray.data.reader import Destination, Slots, Stack, is_copied_singly, is_copied_together
+from voxray.data.row_copies import Destination, Slots, Stack, is_copied_singly, is_copied_together
 from voxray.data.shards import inner_shape
 
 ALIGNMENT = 64  # bytes: the same sums, bit for bit, whichever buffer a batch lies in (MKL)

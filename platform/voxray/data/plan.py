@@ -21,16 +21,8 @@ from voxray.data.decoded import DecodedShards
 from voxray.data.index import LENGTH, POSITION, VALID
 from voxray.data.manifest import ShardInfo
 from voxray.data.order import EpochOrder, IntArray, worker_slots
-from voxray.data.reader import (
-    Destination,
-    OpenWindow,
-    RowsOfWindows,
-    ShardError,
-    ShardReader,
-    Slots,
-    Stack,
-    copy_rows,
-)
+from voxray.data.reader import OpenWindow, RowsOfWindows, ShardError, ShardReader
+from voxray.data.row_copies import Destination, Slots, Stack, copy_rows
 from voxray.data.shard_cache import ShardCache
 from voxray.data.store import Store
 
