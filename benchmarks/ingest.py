@@ -10,7 +10,7 @@ float32), X-rays (224² uint8) of 3 GB each, and 4,000 X-rays of 1024² as JPEG,
 Ours take turns among themselves, epoch by epoch; then each peer's ways do with `local` beside them, and Ray's
 guide with `stream` too; such a ratio is of the epochs in turn: what all formats and all peers' workers need
 at once does not fit in 24 GB. All files are in the page cache. The first epoch is shown apart, medians and
-spreads are of five more, fewer for a way that takes more than two minutes. `--quick` has one
+spreads are of five more, fewer for a way once it took a minute. `--quick` has one
 more, of tiny data, Ray's guide for fMRI alone, no TorchTrainer: it shows that all of it runs, and its figures
 are not those that the targets are for. On all sides the rows, dtypes and batch sizes are
 the same, shuffling spans at least as much with ours (1 GB) as with a peer that has a buffer, and a sum over
@@ -61,7 +61,7 @@ PEERS = {
     "webdataset": "webdataset",
 }
 EPOCHS, QUICK_EPOCHS = 5, 1
-WAY_LIMIT_S = 120.0  # a way that took longer has fewer epochs, at least one after the first
+WAY_LIMIT_S = 60.0  # a way that took longer has no further epoch
 
 
 def main() -> None:
@@ -179,7 +179,7 @@ def _in_turn(ways: Sequence[Way], rounds: int, expected: RowSum) -> dict[str, li
     for epoch in range(rounds):
         for way in ways:
             so_far = costs[way.name]
-            if epoch < 2 or sum(cost.seconds for cost in so_far) < WAY_LIMIT_S:
+            if sum(cost.seconds for cost in so_far) < WAY_LIMIT_S:
                 so_far.append(measure(way, epoch, expected))
     return costs
 

@@ -130,11 +130,10 @@ def write_jpegs(modality: Modality) -> None:
     assert modality.jpeg_folder is not None
     modality.jpeg_folder.mkdir()
     axis = np.linspace(-1.0, 1.0, JPEG_SIDE, dtype=np.float32)
-    across, down = np.meshgrid(axis, axis)
     noise = np.random.default_rng(_SEED).normal(0, 6, (2 * JPEG_SIDE, JPEG_SIDE)).astype(np.float32)
     for number in range(modality.num_rows):
         phase = number * 0.37
-        smooth = 128 + 60 * np.cos(3 * across + phase) * np.sin(2 * down - phase)
+        smooth = 128 + np.outer(60 * np.sin(2 * axis - phase), np.cos(3 * axis + phase))
         start = (number * _STRIDE) % JPEG_SIDE
         grey = np.clip(smooth + noise[start : start + JPEG_SIDE], 0, 255).astype(np.uint8)
         Image.fromarray(grey).save(jpeg_file(modality.jpeg_folder, number), quality=90)

@@ -58,10 +58,11 @@ def ways(modality: Modality, path: Path) -> list[Way]:
     found = [
         _way(LOCAL, modality, path, DataConfig(transport="local"), delivered),
         Way(LIMIT, path, _limit(modality, path, delivered)),
-        _own_tensors(modality, path),
         cache_way(modality, path, path.parent / "copies"),
         _way(STREAM, modality, path, DataConfig(transport="stream")),
     ]
+    if modality.jpeg_folder is None:  # decoded rows are copied into new arrays anyway
+        found.append(_own_tensors(modality, path))
     if modality.ragged:
         buckets = DataConfig(transport="local", bucket_by="x")
         found.append(_way(BUCKETS, modality, path, buckets))

@@ -35,9 +35,14 @@ class Result:
     beside: Mapping[str, Sequence[EpochCost]] = field(default_factory=dict)  # ours, in turn with a peer
 
     @property
+    def later(self) -> Sequence[EpochCost]:
+        """The epochs after the first; of a way that was too slow for a second one, the first."""
+        return self.costs[1:] or self.costs
+
+    @property
     def rates(self) -> list[float]:
         """Rows per second of the later epochs."""
-        return [self.modality.num_rows / cost.seconds for cost in self.costs[1:]]
+        return [self.modality.num_rows / cost.seconds for cost in self.later]
 
     @property
     def rate(self) -> float:
@@ -47,12 +52,12 @@ class Result:
     @property
     def first_batch_ms(self) -> float:
         """Median milliseconds to the first batch of a later epoch."""
-        return median(cost.first_batch_s for cost in self.costs[1:]) * 1e3
+        return median(cost.first_batch_s for cost in self.later) * 1e3
 
     @property
     def cpu_s_per_1000(self) -> float:
         """Median CPU seconds per 1,000 rows."""
-        return median(cost.cpu_s for cost in self.costs[1:]) / self.modality.num_rows * 1e3
+        return median(cost.cpu_s for cost in self.later) / self.modality.num_rows * 1e3
 
     def when_beside(self, peer: "Result") -> "Result":
         """Return this way as it was measured in turn with a peer, where it was."""
