@@ -10,7 +10,7 @@ float32), X-rays (224² uint8) of 3 GB each, and 4,000 X-rays of 1024² as JPEG,
 Ours take turns among themselves, epoch by epoch; then each peer's ways do with `local` beside them, and Ray's
 guide with `stream` too; such a ratio is of the epochs in turn: what all formats and all peers' workers need
 at once does not fit in 24 GB. All files are in the page cache. The first epoch is shown apart, medians and
-spreads are of five more, fewer for a way once it took a minute. `--quick` has one
+spreads are of five more, fewer for a way once it took 45 s. `--quick` has one
 more, of tiny data, Ray's guide for fMRI alone, no TorchTrainer: it shows that all of it runs, and its figures
 are not those that the targets are for. On all sides the rows, dtypes and batch sizes are
 the same, shuffling spans at least as much with ours (1 GB) as with a peer that has a buffer, and a sum over
@@ -61,7 +61,7 @@ PEERS = {
     "webdataset": "webdataset",
 }
 EPOCHS, QUICK_EPOCHS = 5, 1
-WAY_LIMIT_S = 60.0  # a way that took longer has no further epoch
+WAY_LIMIT_S = 45.0  # a way that took longer has no further epoch
 
 
 def main() -> None:
@@ -156,7 +156,7 @@ def measure_modality(
 def _measure_own(modality: Modality, path: Path, rounds: int, expected: RowSum) -> list[tables.Result]:
     ways = ours.ways(modality, path)
     costs = _in_turn(ways, rounds, expected)
-    follow = {way.name: first_batches_s(way, rounds) for way in ours.followed_ways(modality, path)}
+    follow = {way.name: first_batches_s(way, rounds, WAY_LIMIT_S / 2) for way in ours.followed_ways(modality, path)}
     return [
         tables.Result(way.name, modality, costs[way.name], size_of(way.files), follow.get(way.name, ()))
         for way in ways

@@ -102,12 +102,17 @@ def measure(way: Way, epoch: int, expected: RowSum) -> EpochCost:
     return cost
 
 
-def first_batches_s(way: Way, epochs: int) -> list[float]:
-    """Return the seconds to the first batch of each epoch but the first, of epochs straight after another."""
+def first_batches_s(way: Way, epochs: int, limit_s: float) -> list[float]:
+    """Return the seconds to the first batch of each epoch but the first, of epochs straight after another.
+
+    After `limit_s` seconds no further epoch begins, but one after the first does.
+    """
     warm(way.files)
-    waits: list[float] = []
+    waits, start = list[float](), time.perf_counter()
     for epoch in range(epochs):
         before, first = time.perf_counter(), 0.0
+        if epoch > 1 and before - start > limit_s:
+            break
         for _ in way.epoch(epoch):
             first = first or time.perf_counter() - before
         waits.append(first)
