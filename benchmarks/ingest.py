@@ -29,6 +29,7 @@ import gc
 import importlib
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -140,7 +141,9 @@ def measure_modality(
         own_folder.mkdir()
         beside = ours.ways_beside(modality, path, with_stream=peer_name == "ray")
         results += _measure_peer(modality, peer.ways(modality, own_folder), beside, rounds, expected)
-        gc.collect()  # a loader's worker processes end with it
+        for worker in multiprocessing.active_children():  # LitData's take 10 s to end by themselves
+            worker.terminate()
+        gc.collect()
         shutil.rmtree(own_folder)
     missing += [
         f"{result.name:40}{len(result.costs) - 1} later epochs: they took long"
@@ -156,7 +159,9 @@ def measure_modality(
 def _measure_own(modality: Modality, path: Path, rounds: int, expected: RowSum) -> list[tables.Result]:
     ways = ours.ways(modality, path)
     costs = _in_turn(ways, rounds, expected)
-    follow = {way.name: first_batches_s(way, rounds, WAY_LIMIT_S / 2) for way in ours.followed_ways(modality, path)}
+    follow = {
+        way.name: first_batches_s(way, rounds, WAY_LIMIT_S / 2) for way in ours.followed_ways(modality, path)
+    }
     return [
         tables.Result(way.name, modality, costs[way.name], size_of(way.files), follow.get(way.name, ()))
         for way in ways
