@@ -102,10 +102,10 @@ def measure(way: Way, epoch: int, expected: RowSum) -> EpochCost:
     return cost
 
 
-def first_batches_s(way: Way, epochs: int, limit_s: float) -> list[float]:
+def first_batches_s(way: Way, epochs: int, limit_s: float, step_s: float = 0.0) -> list[float]:
     """Return the seconds to the first batch of each epoch but the first, of epochs straight after another.
 
-    After `limit_s` seconds no further epoch begins, but one after the first does.
+    Each batch is used for `step_s` seconds. After `limit_s` seconds no further epoch begins, but one after the first does.
     """
     warm(way.files)
     waits, start = list[float](), time.perf_counter()
@@ -115,6 +115,7 @@ def first_batches_s(way: Way, epochs: int, limit_s: float) -> list[float]:
             break
         for _ in way.epoch(epoch):
             first = first or time.perf_counter() - before
+            time.sleep(step_s)
         waits.append(first)
     way.close()
     return waits[1:]
