@@ -105,7 +105,8 @@ def measure(way: Way, epoch: int, expected: RowSum) -> EpochCost:
 def first_batches_s(way: Way, epochs: int, limit_s: float, step_s: float = 0.0) -> list[float]:
     """Return the seconds to the first batch of each epoch but the first, of epochs straight after another.
 
-    Each batch is used for `step_s` seconds. After `limit_s` seconds no further epoch begins, but one after the first does.
+    Each batch is used for `step_s` seconds. After `limit_s` seconds no further epoch begins, but one after
+    the first does.
     """
     warm(way.files)
     waits, start = list[float](), time.perf_counter()
