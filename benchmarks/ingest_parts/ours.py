@@ -98,9 +98,10 @@ def batches(
     config: DataConfig,
     rank: int = 0,
     world_size: int = 1,
+    followed: bool = False,
 ) -> Callable[[int], Iterator[Delivered]]:
     """Return what yields a worker's batches of an epoch."""
-    return _epochs(modality, _opened(modality, path, config, rank, world_size), config)
+    return _epochs(modality, _opened(modality, path, config, rank, world_size), config, followed)
 
 
 def _opened(

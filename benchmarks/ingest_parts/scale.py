@@ -61,12 +61,16 @@ def _size_records(folder: Path, sizes: list[Modality], rounds: int) -> list[Reco
         own = folder / f"{modality.num_rows}"
         own.mkdir()
         paths[modality.num_rows] = ours.write(modality, own)
-    checks = [_checking(modality, paths[modality.num_rows]) for modality in sizes[:1] for _ in range(rounds)]
+    checks = [_checking(sizes[0], paths[sizes[0].num_rows]) for _ in range(rounds)]
     seen: dict[int, list[Record]] = {modality.num_rows: [] for modality in sizes}
     for _ in range(rounds):
         for modality in sizes:
-            seen[modality.num_rows].append(_in_process(_epochs, modality, paths[modality.num_rows], 2, True))
-    print(f"\nvoxray local, fMRI, as the data grows (medians of {rounds} processes)")
+            num = round(sizes[-1].num_rows / modality.num_rows)  # about as many rows whatever the size
+            seen[modality.num_rows].append(_in_process(_run, modality, paths[modality.num_rows], num))
+    print(
+        f"\nvoxray local, fMRI, as the data grows (medians of {rounds} processes; about as many rows of each "
+        "size, in epochs that follow one another)"
+    )
     print(
         f"{'GB':>6}{'rows/s':>10}{'own memory, peak MB':>22}{'with mapped shards MB':>24}"
         f"{'in page cache':>16}"
@@ -74,7 +78,7 @@ def _size_records(folder: Path, sizes: list[Modality], rounds: int) -> list[Reco
     rates: list[float] = []
     for modality in sizes:
         own = seen[modality.num_rows]
-        rates.append(modality.num_rows / median(run["seconds"][-1] for run in own))
+        rates.append(median(run["rate"] for run in own))
         size_gb, own_mb = modality.delivered_bytes / 1e9, median(run["own_mb"] for run in own)
         all_mb, cached = median(run["all_mb"] for run in own), min(run["cached"] for run in own)
         print(f"{size_gb:6.1f}{rates[-1]:10,.0f}{own_mb:22,.0f}{all_mb:24,.0f}{cached:16.1%}")
@@ -112,9 +116,9 @@ def _checking_records(checks: list[tuple[float, float, float]]) -> list[Record]:
 def _checking(modality: Modality, path: Path) -> tuple[float, float, float]:
     """Return the seconds of a first epoch on a node, of one in a later process, and of one without checks."""
     shutil.rmtree(Path(os.environ["XDG_CACHE_HOME"]) / "voxray", ignore_errors=True)
-    first = _in_process(_epochs, modality, path, 1, True)["seconds"][0]
-    later = _in_process(_epochs, modality, path, 1, True)["seconds"][0]
-    without = _in_process(_epochs, modality, path, 1, False)["seconds"][0]
+    first = _in_process(_first_epoch_s, modality, path, True)
+    later = _in_process(_first_epoch_s, modality, path, True)
+    without = _in_process(_first_epoch_s, modality, path, False)
     return first, later, without
 
 
@@ -123,18 +127,31 @@ def _in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def _epochs(modality: Modality, path: Path, num: int, checked: bool) -> Record:
-    """Run epochs of `local` in this process; return seconds, peaks of memory, and the page cache's share."""
+def _first_epoch_s(modality: Modality, path: Path, checked: bool) -> float:
+    """Return the seconds of this process's first epoch of `local`."""
     if not checked:
         ShardReader._check = lambda self, index: None  # the peer of the measurement: no checks at all
     source = ours.batches(modality, path, DataConfig(transport="local"))
-    expected = expected_sum(modality)
-    own, everything, seconds = [0.0], [0.0], []
+    return measure(Way(ours.LOCAL, path, source), 0, expected_sum(modality)).seconds
+
+
+def _run(modality: Modality, path: Path, num: int) -> Record:
+    """Run `num` epochs of `local` after a first one here, straight after one another, as in training.
+
+    Return rows per second of all but the first, peaks of memory, and the page cache's share.
+    """
+    source = ours.batches(modality, path, DataConfig(transport="local"), followed=True)
+    expected, own, everything = expected_sum(modality), [0.0], [0.0]
     way = Way(ours.LOCAL, path, functools.partial(_watched, source, own, everything))
-    for epoch in range(num):
-        seconds.append(measure(way, epoch, expected).seconds)
+    measure(way, 0, expected)
+    before = time.perf_counter()
+    for epoch in range(1, num + 1):
+        total = RowSum()
+        for batch in way.epoch(epoch):
+            total.add(batch)
+        assert total == expected, f"an epoch is not each row once: {total}, not {expected}"
     return {
-        "seconds": seconds,
+        "rate": num * modality.num_rows / (time.perf_counter() - before),
         "own_mb": max(own),
         "all_mb": max(everything),
         "cached": cached_share(path / "shards"),
