@@ -168,8 +168,8 @@ def _measure_own(modality: Modality, path: Path, rounds: int, expected: RowSum) 
             modality,
             costs[way.name],
             size_of(way.files),
-            waits.get(way.name, ()),
-            stepped.get(way.name, ()),
+            following_s=waits.get(way.name, ()),
+            stepped_s=stepped.get(way.name, ()),
         )
         for way in ways
     ]

@@ -74,7 +74,7 @@ def print_table(results: Sequence[Result], missing: Sequence[str]) -> None:
     modality = results[0].modality
     print(
         f"\n{modality.name}: {modality.num_rows:,} rows, {modality.delivered_bytes / 1e9:.2f} GB delivered, "
-        f"batches of {modality.batch_size}; medians of {len(results[0].rates)} epochs after the first"
+        f"batches of {modality.batch_size}; medians of up to {len(results[0].rates)} epochs after the first"
     )
     print(
         f"{'':40}{'rows/s':>10}{'MB/s':>8}{'spread rows/s':>18}{'CPU-s/1,000':>13}{'GB/epoch':>10}"
@@ -157,7 +157,7 @@ def _targets(results: Sequence[Result]) -> list[tuple[str, float, float, bool]]:
     if originals and modality.name in _OVER_DATALOADER:
         what = f"local / {DATALOADER}, the faster of 0 and 2 workers"
         found.append((what, min(map(local.over, originals)), _OVER_DATALOADER[modality.name], True))
-    if RAY_GUIDE in by_name and not decoding:
+    if RAY_GUIDE in by_name:
         for name, factor in _OVER_RAY_GUIDE.items():
             ratio = by_name[name].over(by_name[RAY_GUIDE])
             found.append((f"{name} / {RAY_GUIDE}", ratio, factor, True))
